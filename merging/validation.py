@@ -52,6 +52,10 @@ def _keys_at(model: type[BaseModel], loc: tuple[typing.Any, ...]) -> list[str]:
 
 def _model_in(annotation: typing.Any) -> type[BaseModel] | None:
     """The pydantic model inside list[...], dict[..., ...], Optional[...] or Annotated[...]."""
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias) and issubclass(annotation, BaseModel):
+    if (
+        isinstance(annotation, type)
+        and not isinstance(annotation, types.GenericAlias)
+        and issubclass(annotation, BaseModel)
+    ):
         return annotation
     return next((found for arg in typing.get_args(annotation) if (found := _model_in(arg))), None)

@@ -1,0 +1,28 @@
+"""The registry of merging methods, and the check of a user's parameters. Imports no torch."""
+
+from collections.abc import Mapping
+
+from merging.methods.dare import DARE_LINEAR, DARE_TIES
+from merging.methods.definition import Group, Method, Parameter, suggest
+from merging.methods.linear import LINEAR
+from merging.methods.task_arithmetic import TASK_ARITHMETIC
+from merging.methods.ties import TIES
+
+METHODS: dict[str, Method] = {method.name: method for method in (LINEAR, TASK_ARITHMETIC, TIES, DARE_LINEAR, DARE_TIES)}
+
+
+def validate_parameters(method: str, parameters: Mapping, where: str) -> list[str]:
+    """What is wrong with the parameters a user gave a method, one line each, `where` before it; [] when all is good."""
+    if method not in METHODS:
+        return [f"{where}: unknown merge_method {method!r}{suggest(method, METHODS)}"]
+    declared = METHODS[method].parameters
+    problems = []
+    for name, value in parameters.items():
+        if name not in declared:
+            problems.append(f"{where}: unknown parameter {name!r} of {method}{suggest(name, declared)}")
+        elif problem := declared[name].problem(value):
+            problems.append(f"{where}: {problem}")
+    return problems
+
+
+__all__ = ["METHODS", "Group", "Method", "Parameter", "suggest", "validate_parameters"]
