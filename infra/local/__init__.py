@@ -1,0 +1,1 @@
+"""SeaweedFS, MLflow and Airflow on one machine, on the loopback interface only."""
