@@ -1,0 +1,78 @@
+"""One DAG for every study file in dags/studies/.
+
+plan -> fetch[] -> calibrate[] -> ( merge -> benchmark )[] -> select -> promote
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from airflow.sdk import DAG, Param, task_group
+
+from evaluation.study import Study
+from merging.errors import InputError
+from operators.benchmark import BenchmarkOperator
+from operators.calibrate import CalibrateOperator
+from operators.fetch import FetchOperator
+from operators.invalid import invalid_study_dag
+from operators.merge import MergeOperator
+from operators.plan import PlanOperator
+from operators.promote import PromoteOperator
+from operators.select import SelectOperator
+
+PARAMS = {
+    "limit": Param(None, type=["null", "integer"], minimum=1, description="At most this many questions per benchmark"),
+    "force": Param(False, type="boolean", description="Compute everything again, also what earlier runs left"),
+    "promote": Param(True, type="boolean", description="Register the best candidates in the model registry"),
+}
+DEFAULTS = {
+    "retries": 3,
+    "retry_delay": timedelta(seconds=10),
+    "retry_exponential_backoff": True,
+    "max_retry_delay": timedelta(minutes=10),
+    "trigger_rule": "none_failed",
+}
+
+
+def study_dag(path: Path, study: Study) -> DAG:
+    with DAG(
+        study.name,
+        schedule=study.schedule,
+        start_date=datetime(2026, 1, 1),
+        catchup=False,
+        params=PARAMS,
+        default_args=DEFAULTS,
+        doc_md=study.describe(),
+        tags=["mergeflow"],
+    ) as dag:
+        plan = PlanOperator(task_id="plan", study_file=str(path))
+        named = {"plan": plan.output["plan"], "map_index_template": "{{ task.member }}"}
+        heavy = {**named, "pool": "gpu"}
+
+        fetch = FetchOperator.partial(task_id="fetch", **named).expand(member=plan.output["fetch"])
+        calibrate = CalibrateOperator.partial(task_id="calibrate", **heavy).expand(member=plan.output["calibrate"])
+        measure = BenchmarkOperator.partial(task_id="benchmark_inputs", **heavy).expand(member=plan.output["measure"])
+
+        @task_group
+        def candidate(member: str) -> None:
+            merge = MergeOperator(task_id="merge", member=member, **heavy)
+            merge >> BenchmarkOperator(task_id="benchmark", member=member, **heavy)
+
+        candidates = candidate.expand(member=plan.output["make"])
+        select = SelectOperator(task_id="select", plan=plan.output["plan"])
+
+        fetch >> [calibrate, measure]
+        calibrate >> candidates
+        [measure, candidates] >> select >> PromoteOperator(task_id="promote", plan=plan.output["plan"])
+    return dag
+
+
+for path in sorted((Path(__file__).parent / "studies").glob("*.yaml")):
+    try:
+        found = Study.load(path)
+        if found.name in globals():
+            raise InputError(f"{path}: name: another study file has the name {found.name!r}; give one of them another")
+        globals()[found.name] = study_dag(path, found)
+    except InputError as error:
+        globals()[path.stem] = invalid_study_dag(path, error)

@@ -1,0 +1,111 @@
+"""The result of a run: one row per model measured, the front, who may be promoted, and who is champion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from evaluation.pareto import front, hypervolume_gain
+from evaluation.plan import PlannedModel, StudyPlan
+from evaluation.study import REQUIREMENT, RESPONSE_TOKENS, Study
+
+Row = dict[str, Any]
+
+
+def build_report(plan: StudyPlan, scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Rows, front and ranking of a run.
+
+    `scores` holds by score digest {"value": in [0, 1], "stderr": likewise, "response_tokens": mean or None}.
+    """
+    rows = [_row(member, scores, plan.missing) for member in [*plan.models, *plan.candidates]]
+    objectives = [{"name": name, "goal": goal} for name, goal in plan.study.objectives.items()]
+    _mark_front(rows, plan.study)
+    _measure_gain(rows, plan.study)
+    for row in rows:
+        row["unmet"] = unmet_requirements(row, rows, plan.study) if row["kind"] == "candidate" else []
+    return {
+        "study": plan.study.name,
+        "run": plan.run,
+        "objectives": objectives,
+        "rows": rows,
+        "ranking": [row["name"] for row in rank(rows)],
+        "reused": plan.reused(),
+        "model": plan.study.promotion.model if plan.study.promotion else None,
+        "champion": None,
+        "challenger": None,
+    }
+
+
+def rank(rows: Sequence[Row]) -> list[Row]:
+    """The candidates on the front that meet every requirement, best first: by hypervolume gain, then by digest."""
+    eligible = [row for row in rows if row["kind"] == "candidate" and row["on_front"] and not row["unmet"]]
+    return sorted(eligible, key=lambda row: (-row["hypervolume_gain"], row["digest"]))
+
+
+def unmet_requirements(row: Row, rows: Sequence[Row], study: Study) -> list[str]:
+    """The study's requirements that `row` does not meet, each with what was measured, in points (percent)."""
+    unmet = []
+    for text in study.promotion.require if study.promotion else []:
+        match = REQUIREMENT.match(text)
+        reference, found = match["reference"], _points(row, match["objective"])
+        bound = (
+            float(reference)
+            if reference[0].isdigit()
+            else next(_points(one, match["objective"]) for one in rows if one["name"] == reference)
+        )
+        bound += float((match["shift"] or "0").replace(" ", ""))
+        if not (found >= bound if match["sign"] == ">=" else found <= bound):
+            unmet.append(f"{text} (found {found:.1f}, needs {match['sign']} {bound:.1f})")
+    return unmet
+
+
+def _row(member: Any, scores: Mapping[str, Mapping[str, Any]], missing: frozenset[str]) -> Row:
+    row: Row = {"name": member.name, "kind": member.kind, "digest": member.digest}
+    if not isinstance(member, PlannedModel):
+        row |= {
+            "method": member.method,
+            "parameters": member.parameters,
+            "combination": member.combination,
+            "informed": member.informed,
+            "omega": member.omega,
+        }
+    row["scores"] = {benchmark: dict(scores[digest]) for benchmark, digest in member.scores.items()}
+    row["reused"] = missing.isdisjoint({member.digest, *member.scores.values()})
+    return row | {"version": None, "mlflow_run": None}
+
+
+def _value(row: Row, objective: str) -> float:
+    """What an objective measures: a benchmark's score in [0, 1], or its mean response length in tokens."""
+    benchmark, _, measure = objective.partition(".")
+    return row["scores"][benchmark][RESPONSE_TOKENS if measure else "value"]
+
+
+def _points(row: Row, objective: str) -> float:
+    return _value(row, objective) * (1 if "." in objective else 100)
+
+
+def _mark_front(rows: list[Row], study: Study) -> None:
+    points = np.array([[_value(row, name) for name in study.objectives] for row in rows], dtype=float)
+    for row, on_front in zip(
+        rows, front(points, [goal == "maximise" for goal in study.objectives.values()]), strict=True
+    ):
+        row["on_front"] = bool(on_front)
+
+
+def _measure_gain(rows: list[Row], study: Study) -> None:
+    """Hypervolume gain of each candidate over base and experts, METHODS.md section 5."""
+    population = [row for row in rows if row["kind"] != "candidate"]
+    worst = {name: max(_value(row, name) for row in population) or 1.0 for name in study.objectives}
+
+    def gains(row: Row) -> list[float]:
+        return [
+            _value(row, name) if goal == "maximise" else max(0.0, 1 - _value(row, name) / worst[name])
+            for name, goal in study.objectives.items()
+        ]
+
+    inputs = np.array([gains(row) for row in population], dtype=float)
+    for row in rows:
+        is_candidate = row["kind"] == "candidate"
+        row["hypervolume_gain"] = hypervolume_gain(np.array(gains(row)), inputs) if is_candidate else None

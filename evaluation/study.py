@@ -1,0 +1,289 @@
+"""The study file: which models, methods, benchmarks and rules; validated whole, then expanded into candidates."""
+
+from __future__ import annotations
+
+import re
+from itertools import combinations, product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from evaluation.benchmark import Benchmark, check_benchmark
+from merging.errors import InputError
+from merging.methods import METHODS, validate_parameters
+from merging.validation import did_you_mean, explain
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+REQUIREMENT = re.compile(
+    r"^\s*(?P<objective>[\w.-]+)\s*(?P<sign>>=|<=)\s*"
+    r"(?P<reference>[A-Za-z][\w.-]*?|\d+(?:\.\d+)?)\s*(?:(?P<shift>[+-]\s*\d+(?:\.\d+)?))?\s*$"
+)
+RESPONSE_TOKENS = "response_tokens"
+
+Goal = Literal["maximise", "minimise"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _as_method(value: Any) -> Any:
+    return {"merge_method": value} if isinstance(value, str) else value
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+class MethodGrid(_Part):
+    """A merge method and its parameters; a list-valued parameter spans a grid."""
+
+    merge_method: str
+    parameters: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> MethodGrid:
+        if self.merge_method not in METHODS:
+            raise ValueError(f"unknown merge method {self.merge_method!r}; valid: {', '.join(sorted(METHODS))}")
+        problems = []
+        for values in self.points():
+            problems += [p for p in validate_parameters(self.merge_method, values, "parameters") if p not in problems]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def points(self) -> list[dict[str, Any]]:
+        """Every parameter setting of the grid, in the file's order."""
+        axes = [value if isinstance(value, list) else [value] for value in self.parameters.values()]
+        return [dict(zip(self.parameters, point, strict=True)) for point in product(*axes)]
+
+
+class AimGrid(_Part):
+    omega: Annotated[list[Annotated[float, Field(ge=0, le=1)]], BeforeValidator(_as_list), Field(min_length=1)] = [0.4]
+
+
+class Informed(_Part):
+    """How a merge is informed by activations: `plain` (not at all) or by AIM at each omega."""
+
+    aim: AimGrid | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_word(cls, value: Any) -> Any:
+        if value == "plain":
+            return {}
+        if value == "aim":
+            return {"aim": {}}
+        if isinstance(value, str):
+            raise ValueError(f"{value!r} is not a way to inform a merge; valid: plain, aim")
+        return value
+
+
+class Calibration(_Part):
+    """The texts whose activations inform the merges (METHODS.md section 3 has the published setting)."""
+
+    texts: str
+    samples: int = Field(256, ge=1)
+    block: int = Field(512, ge=2)
+
+
+class Promotion(_Part):
+    """What may enter the registry, under which name, and how the champion is chosen."""
+
+    model: str = Field(pattern=NAME)
+    rule: Literal["hypervolume_gain"] = "hypervolume_gain"
+    require: list[str] = []
+
+
+class Study(_Part):
+    """A study file, valid as a whole. Relative paths are meant from the file's own folder (`folder`)."""
+
+    name: str = Field(pattern=NAME)
+    description: str = ""
+    base: str
+    experts: dict[Annotated[str, Field(pattern=NAME)], str] = Field(min_length=1)
+    combinations: Literal["all"] | list[list[str]] = "all"
+    methods: list[Annotated[MethodGrid, BeforeValidator(_as_method)]] = Field(min_length=1)
+    informed: list[Informed] = Field([Informed()], min_length=1)
+    calibration: Calibration | None = None
+    benchmarks: dict[Annotated[str, Field(pattern=NAME)], Benchmark] = Field(min_length=1)
+    objectives: dict[str, Goal] = Field(min_length=1)
+    promotion: Promotion | None = None
+    schedule: str | None = None
+    seed: int = Field(42, ge=0)
+    folder: Path = Field(Path("."), exclude=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Study:
+        """Read and validate a study file; every mistake in it is reported at once as one InputError."""
+        path = Path(path)
+        try:
+            data = yaml.safe_load(path.read_text())
+        except FileNotFoundError:
+            raise InputError(f"{path}: there is no such file") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+        if not isinstance(data, dict):
+            raise InputError(f"{path}: a study is a YAML mapping with the keys {', '.join(_keys(cls))}")
+        return cls.parse(data, folder=path.parent, where=str(path))
+
+    @classmethod
+    def parse(cls, data: dict[str, Any], *, folder: Path, where: str = "study") -> Study:
+        """Validate a study already read into a mapping; `where` prefixes each problem."""
+        if "folder" in data:
+            raise InputError(f"{where}: folder: not a key of a study file; paths are relative to the file")
+        problems, bad = [], set()
+        try:
+            study = cls.model_validate({**data, "folder": folder})
+        except ValidationError as error:
+            problems = explain(error, cls, where)
+            bad = {item["loc"][0] for item in error.errors() if item["loc"]}
+            study = _valid_parts(cls, data, bad)
+        problems += [f"{where}: {problem}" for problem in _cross_check(study, bad)]
+        if problems:
+            raise InputError(problems)
+        return study
+
+    @field_validator("combinations")
+    @classmethod
+    def _no_empty_combination(cls, value: Any) -> Any:
+        if value != "all" and (not value or any(not one for one in value)):
+            raise ValueError("give 'all' or a list of lists of experts, each with one expert or more")
+        return value
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Every model by its name in the study, the base first."""
+        return {"base": self.base, **self.experts}
+
+    @property
+    def needs_calibration(self) -> bool:
+        return any(informed.aim for informed in self.informed)
+
+    def describe(self) -> str:
+        """The study in a few lines of Markdown, for the DAG's page."""
+        experts = "\n".join(f"| {name} | `{source}` |" for name, source in self.sources.items())
+        goals = ", ".join(f"{name} ({goal})" for name, goal in self.objectives.items())
+        methods = ", ".join(dict.fromkeys(grid.merge_method for grid in self.methods))
+        promotion = f"`{self.promotion.model}`" if self.promotion else "nothing is promoted"
+        return (
+            f"{self.description}\n\n| model | source |\n|---|---|\n{experts}\n\n"
+            f"**Methods:** {methods}\n\n**Objectives:** {goals}\n\n**Registry:** {promotion}\n"
+        )
+
+    def expert_combinations(self) -> list[tuple[str, ...]]:
+        """What to merge, each in the order of `experts`; 'all' is every subset of two or more, largest first."""
+        names = list(self.experts)
+        if self.combinations == "all":
+            sizes = range(len(names), min(2, len(names)) - 1, -1)
+            return [chosen for size in sizes for chosen in combinations(names, size)]
+        return [tuple(sorted(chosen, key=names.index)) for chosen in self.combinations]
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    return [name for name in model.model_fields if name != "folder"]
+
+
+def _valid_parts(model: type[Study], data: dict[str, Any], bad: set[Any]) -> Study:
+    """A study of the keys that are right by themselves, so that these can still be checked against each other."""
+    fields = {name: field for name, field in model.model_fields.items() if name in data and name not in bad}
+    adapters = {name: TypeAdapter(Annotated[field.annotation, field]) for name, field in fields.items()}
+    return model.model_construct(**{name: adapter.validate_python(data[name]) for name, adapter in adapters.items()})
+
+
+def _cross_check(study: Study, bad: set[Any]) -> list[str]:
+    """Mistakes that only show when parts of the file are read together; parts among `bad` are left out."""
+    checks = {
+        _check_experts: {"experts"},
+        _check_combinations: {"experts", "combinations"},
+        _check_calibration: {"informed", "calibration"},
+        _check_tasks: {"benchmarks"},
+        _check_objectives: {"benchmarks", "objectives"},
+        _check_requirements: {"base", "experts", "objectives", "promotion"},
+    }
+    problems = [problem for check, needs in checks.items() if not needs & bad for problem in check(study)]
+    return problems if problems or bad else _check_names(study)
+
+
+def _check_experts(study: Study) -> list[str]:
+    if "base" in study.experts:
+        return ["experts: 'base' is the base model's own name; give this expert another"]
+    return []
+
+
+def _check_combinations(study: Study) -> list[str]:
+    if study.combinations == "all":
+        return []
+    problems = []
+    for one in study.combinations:
+        unknown = sorted(set(one) - set(study.experts))
+        if unknown:
+            problems.append(f"combinations: {', '.join(unknown)}: not among the experts ({', '.join(study.experts)})")
+        if len(set(one)) < len(one):
+            problems.append(f"combinations: [{', '.join(one)}] names an expert twice")
+    chosen = [tuple(sorted(one)) for one in study.combinations]
+    twice = sorted({one for one in chosen if chosen.count(one) > 1})
+    return problems + [f"combinations: [{', '.join(one)}] stands twice" for one in twice]
+
+
+def _check_calibration(study: Study) -> list[str]:
+    if study.needs_calibration and study.calibration is None:
+        return ["calibration: missing, but `informed` asks for AIM; name the texts to calibrate on"]
+    return []
+
+
+def _check_tasks(study: Study) -> list[str]:
+    return [
+        f"benchmarks: {name}: {problem}"
+        for name, benchmark in study.benchmarks.items()
+        for problem in check_benchmark(benchmark)
+    ]
+
+
+def _check_objectives(study: Study) -> list[str]:
+    valid = [*study.benchmarks, *(f"{name}.{RESPONSE_TOKENS}" for name in study.benchmarks)]
+    return [
+        f"objectives: {objective}: not something a benchmark measures; {did_you_mean(objective, valid)}"
+        for objective in study.objectives
+        if objective not in valid
+    ]
+
+
+def _check_requirements(study: Study) -> list[str]:
+    required = study.promotion.require if study.promotion else []
+    return [f"promotion: require: {problem}" for text in required for problem in _check_requirement(text, study)]
+
+
+def _check_requirement(text: str, study: Study) -> list[str]:
+    match = REQUIREMENT.match(text)
+    if not match:
+        return [
+            f"{text!r}: write it like 'math >= base + 5' (objective, >= or <=, base, an expert or points, +/- points)"
+        ]
+    problems = []
+    if match["objective"] not in study.objectives:
+        problems.append(f"{text!r}: {match['objective']} is not an objective; valid: {', '.join(study.objectives)}")
+    reference = match["reference"]
+    if not reference[0].isdigit() and reference not in study.sources:
+        problems.append(f"{text!r}: {reference} is not a model of the study; valid: {', '.join(study.sources)}")
+    return problems
+
+
+def _check_names(study: Study) -> list[str]:
+    from evaluation.candidates import expand
+
+    candidates = expand(study)
+    names = [one.name for one in candidates if one.combination == candidates[0].combination]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    return [f"methods: {name!r} comes out twice; remove one of the entries that make it" for name in twice[:1]]

@@ -1,0 +1,104 @@
+"""Plan: read and check the study, pin every model, and find out what is already there. Moves no weights."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import BaseOperator
+
+from evaluation.plan import StudyPlan, plan_study
+from evaluation.study import Study
+from merging.digest import file_sha256
+from operators.hooks import object_store
+from operators.hooks.mlflow import tracking
+from operators.hooks.object_store import ObjectStore
+from operators.preflight import resolve_models
+from operators.step import sources, typed_errors
+
+log = logging.getLogger(__name__)
+
+
+class PlanOperator(BaseOperator):
+    """Returns the plan's address and, for each mapped step, the names of the members it has to work on."""
+
+    def __init__(self, *, study_file: str, **kwargs: Any):
+        super().__init__(multiple_outputs=True, **kwargs)
+        self.study_file = study_file
+
+    def execute(self, context: Any) -> dict[str, Any]:
+        with typed_errors():
+            store = object_store.from_connection()
+            study = with_limit(Study.load(self.study_file), context["params"]["limit"])
+            run = re.sub(r"[^\w.-]", "-", context["run_id"])
+            plan = self._plan(store, study, run, context["params"])
+            key = f"studies/{study.name}/{run}/plan.json"
+            store.write_json(key, plan.model_dump(mode="json"))
+            run_url = open_parent_run(plan, context)
+        _log_plan(plan, run_url)
+        return {
+            "plan": store.uri(key),
+            "fetch": plan.to_fetch(),
+            "calibrate": plan.to_calibrate(),
+            "measure": plan.to_measure(),
+            "make": plan.to_make(),
+        }
+
+    def _plan(self, store: ObjectStore, study: Study, run: str, params: Any) -> StudyPlan:
+        resolved = resolve_models(study, sources(store))
+        texts = _upload_texts(store, study) if study.needs_calibration and study.calibration else {}
+        plan = plan_study(study, run, resolved, **texts, force=params["force"], promote=params["promote"])
+        return plan.model_copy(update={"missing": frozenset(_missing(store, plan))})
+
+
+def with_limit(study: Study, limit: int | None) -> Study:
+    """The study with every benchmark cut to at most `limit` questions."""
+    if limit is None:
+        return study
+    benchmarks = {
+        name: one.model_copy(update={"limit": min(limit, one.limit or limit)}) for name, one in study.benchmarks.items()
+    }
+    return study.model_copy(update={"benchmarks": benchmarks})
+
+
+def _upload_texts(store: ObjectStore, study: Study) -> dict[str, str]:
+    """Put the calibration texts where every worker can read them, under their digest."""
+    path = study.folder / Path(study.calibration.texts).expanduser()
+    sha256 = file_sha256(path)
+    store.upload(f"texts/{sha256}.jsonl", path)
+    return {"texts_sha256": sha256}
+
+
+def _missing(store: ObjectStore, plan: StudyPlan) -> Iterable[str]:
+    """Digests that no earlier run has completed; with `force`, all that can be computed again."""
+
+    def absent(kind: Any, digest: str) -> bool:
+        return (plan.force and kind != "models") or store.manifest(kind, digest) is None
+
+    for member in [*plan.models, *plan.candidates]:
+        recompute = plan.force and member.kind == "candidate"
+        if recompute or absent("models", member.digest):
+            yield member.digest
+        yield from (digest for digest in member.scores.values() if absent("scores", digest))
+    if plan.calibration and absent("calibrations", plan.calibration.digest):
+        yield plan.calibration.digest
+
+
+def open_parent_run(plan: StudyPlan, context: Any) -> str:
+    """Start (or find) the MLflow run of this DAG run; returns its address."""
+    track = tracking()
+    experiment = track.experiment(plan.study.name)
+    run = track.parent_run(
+        experiment, plan.run, {"airflow.dag_id": context["dag"].dag_id, "airflow.run_id": context["run_id"]}
+    )
+    return track.run_url(experiment, run)
+
+
+def _log_plan(plan: StudyPlan, run_url: str) -> None:
+    reused = ", ".join(f"{count} {step}" for step, count in plan.reused().items())
+    log.info("study %s: %d candidates, %d to make", plan.study.name, len(plan.candidates), len(plan.to_make()))
+    log.info("reused from earlier runs: %s", reused)
+    log.info("MLflow: %s", run_url)

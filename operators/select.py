@@ -1,0 +1,114 @@
+"""Select: gather every score, find the front, and record the whole run in MLflow. Writes the run's report."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evaluation.plan import PlannedCandidate, PlannedModel, StudyPlan
+from evaluation.report import build_report
+from merging.errors import TransientError
+from operators.hooks.mlflow import tracking
+from operators.hooks.object_store import ObjectStore
+from operators.step import StudyStep, report_key
+
+log = logging.getLogger(__name__)
+
+
+class SelectOperator(StudyStep):
+    """Returns the address of the run's report.json."""
+
+    def work(self, store: ObjectStore, plan: StudyPlan, context: Any) -> str:
+        from evaluation.figures import front_figure, table_markdown
+
+        scores = gather_scores(store, plan)
+        report = build_report(plan, {digest: manifest["score"] for digest, manifest in scores.items()})
+        track = tracking()
+        experiment = track.experiment(plan.study.name)
+        parent = track.parent_run(experiment, plan.run, {})
+        with store.scratch() as folder:
+            for row in report["rows"]:
+                member = plan.member(row["name"])
+                artifacts = _artifacts(store, plan, member, scores, folder / row["digest"][:16])
+                row["mlflow_run"] = track.log_member(parent, **_record(plan, member, row), artifacts=artifacts)
+            figures = front_figure(report["rows"], report["objectives"])
+            track.log_texts(
+                parent,
+                {"front.html": figures.html, "candidates.md": table_markdown(report["rows"], report["objectives"])},
+            )
+            track.log_bytes(parent, {"front.png": figures.png})
+        report["mlflow_url"] = track.run_url(experiment, parent)
+        key = report_key(plan)
+        store.write_json(key, report)
+        log.info("%d of %d candidates are on the front", *_count(report["rows"]))
+        return store.uri(key)
+
+
+def gather_scores(store: ObjectStore, plan: StudyPlan) -> dict[str, dict[str, Any]]:
+    """The manifest of every score of the plan, by digest."""
+    found = {}
+    for member in [*plan.models, *plan.candidates]:
+        for benchmark, digest in member.scores.items():
+            manifest = store.manifest("scores", digest)
+            if manifest is None:
+                raise TransientError(f"{member.name} has no score on {benchmark} yet ({store.uri('scores', digest)})")
+            found[digest] = manifest
+    return found
+
+
+def _record(plan: StudyPlan, member: PlannedModel | PlannedCandidate, row: dict[str, Any]) -> dict[str, Any]:
+    """What a member's nested MLflow run shows: `name`, `metrics`, `params`, `tags`."""
+    metrics = {"on_front": float(row["on_front"])}
+    for benchmark, score in row["scores"].items():
+        metrics[benchmark] = score["value"]
+        metrics[f"{benchmark}_stderr"] = score["stderr"]
+        metrics[f"{benchmark}_response_tokens"] = score["response_tokens"]
+    metrics["hypervolume_gain"] = row["hypervolume_gain"]
+    params = {"base": plan.study.base}
+    if isinstance(member, PlannedCandidate):
+        params |= {"method": member.method, "informed": member.informed, "combination": "+".join(member.combination)}
+        params |= {key: str(value) for key, value in member.parameters.items()}
+        if member.omega is not None:
+            params["omega"] = str(member.omega)
+    else:
+        params |= {"method": "none", "informed": "none", "source": member.reference}
+    tags = {
+        "mergeflow.kind": member.kind,
+        "mergeflow.digest": member.digest,
+        "mergeflow.reused": str(row["reused"]).lower(),
+    }
+    return {
+        "name": member.name,
+        "metrics": {key: value for key, value in metrics.items() if value is not None},
+        "params": params,
+        "tags": tags,
+    }
+
+
+def _artifacts(
+    store: ObjectStore, plan: StudyPlan, member: Any, scores: dict[str, dict[str, Any]], folder: Path
+) -> dict[str, Path]:
+    """Recipe, scores and samples of a member as local files, by the path they get in MLflow."""
+    folder.mkdir()
+    artifacts = {}
+    if isinstance(member, PlannedCandidate):
+        artifacts["recipe.yaml"] = folder / "recipe.yaml"
+        artifacts["recipe.yaml"].write_text(yaml.safe_dump(member.recipe, sort_keys=False))
+    for benchmark, digest in member.scores.items():
+        manifest = scores[digest]
+        result = folder / f"{benchmark}.json"
+        result.write_text(json.dumps({"digest": digest, **manifest["score"]}, indent=1))
+        artifacts[f"{benchmark}/score.json"] = result
+        for name, file in manifest["files"].items():
+            samples = store.download(f"scores/{digest}/{name}", folder / f"{benchmark}.jsonl", file["sha256"])
+            artifacts[f"{benchmark}/samples.jsonl"] = samples
+    return artifacts
+
+
+def _count(rows: list[dict[str, Any]]) -> tuple[int, int]:
+    candidates = [row for row in rows if row["kind"] == "candidate"]
+    return sum(row["on_front"] for row in candidates), len(candidates)

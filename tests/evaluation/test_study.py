@@ -1,0 +1,111 @@
+"""A study file is validated whole: every mistake at once, each with its place and what is valid."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from evaluation.study import Study
+from merging.errors import InputError
+
+TASK = "gsm8k"
+
+GOOD = {
+    "name": "demo",
+    "base": "./base",
+    "experts": {"math": "./math", "code": "org/code@main", "chat": "s3://bucket/chat"},
+    "methods": ["linear", {"merge_method": "ties", "parameters": {"density": [0.2, 0.5]}}],
+    "informed": ["plain", {"aim": {"omega": [0.2, 0.4]}}],
+    "calibration": {"texts": "./texts.jsonl", "samples": 8, "block": 32},
+    "benchmarks": {"math": {"task": TASK, "limit": 10}},
+    "objectives": {"math": "maximise"},
+    "promotion": {"model": "demo-merge", "require": ["math >= base + 5"]},
+}
+
+
+def problems_of(tmp_path, **changes):
+    data = {**copy.deepcopy(GOOD), **changes}
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in data.items() if value is not None}, sort_keys=False))
+    with pytest.raises(InputError) as caught:
+        Study.load(path)
+    assert all(problem.startswith(str(path)) for problem in caught.value.problems)
+    return [problem.removeprefix(f"{path}: ") for problem in caught.value.problems]
+
+
+def test_a_good_study_loads(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(GOOD, sort_keys=False))
+    study = Study.load(path)
+    assert study.folder == tmp_path
+    assert list(study.sources) == ["base", "math", "code", "chat"]
+    assert study.seed == 42
+
+
+@pytest.mark.parametrize(
+    ("changes", "place", "says"),
+    [
+        ({"bench": {}}, "bench", "did you mean 'benchmarks'?"),
+        ({"methods": ["tie"]}, "methods.0", "unknown merge method 'tie'"),
+        ({"methods": [{"merge_method": "ties", "parameters": {"density": 1.5}}]}, "methods.0", "found 1.5"),
+        ({"methods": [{"merge_method": "ties", "parameters": {"densty": 0.5}}]}, "methods.0", "did you mean density?"),
+        ({"methods": ["ties", "ties"]}, "methods", "'ties math+code+chat' comes out twice"),
+        ({"informed": ["aimed"]}, "informed.0", "valid: plain, aim"),
+        ({"informed": [{"aim": {"omega": 1.01}}]}, "informed.0.aim.omega.0", "found 1.01"),
+        ({"calibration": None}, "calibration", "missing, but `informed` asks for AIM"),
+        ({"combinations": [["math", "cod"]]}, "combinations", "cod: not among the experts (math, code, chat)"),
+        ({"combinations": [["math", "math"]]}, "combinations", "names an expert twice"),
+        ({"combinations": [["math", "code"], ["code", "math"]]}, "combinations", "stands twice"),
+        ({"combinations": [[]]}, "combinations", "each with one expert or more"),
+        ({"benchmarks": {"math": {"task": "gsm9k"}}}, "benchmarks", "did you mean gsm8k"),
+        ({"benchmarks": {"math": {"task": TASK, "limit": 0}}}, "benchmarks.math.limit", "found 0"),
+        ({"objectives": {"maths": "maximise"}, "promotion": None}, "objectives", "did you mean 'math'?"),
+        ({"objectives": {"math": "max"}}, "objectives.math", "'maximise' or 'minimise'"),
+        ({"promotion": {"model": "m", "require": ["math > 3"]}}, "promotion", "write it like 'math >= base + 5'"),
+        ({"promotion": {"model": "m", "require": ["math >= bass"]}}, "promotion", "bass is not a model of the study"),
+        ({"promotion": {"model": "m", "require": ["code >= 5"]}}, "promotion", "code is not an objective"),
+        ({"promotion": {"model": "m", "rule": "luck"}}, "promotion.rule", "'hypervolume_gain'"),
+        ({"experts": {"base": "./x"}}, "experts", "'base' is the base model's own name"),
+        ({"base": None}, "base", "missing; it is required"),
+    ],
+)
+def test_each_mistake_is_one_line_with_its_place(tmp_path, changes, place, says):
+    found = problems_of(tmp_path, **changes)
+    assert len(found) == 1, found
+    assert found[0].startswith(f"{place}: ")
+    assert says in found[0]
+
+
+def test_all_mistakes_come_at_once(tmp_path):
+    found = problems_of(
+        tmp_path, bas="x", methods=["tie"], combinations=[["math", "cod"]], objectives={"mth": "maximise"}, seed=-1
+    )
+    assert sorted(problem.partition(":")[0] for problem in found) == [
+        "bas",
+        "combinations",
+        "methods.0",
+        "objectives",
+        "promotion",
+        "seed",
+    ]
+
+
+@pytest.mark.parametrize(("text", "says"), [("a: [", "not a YAML file"), ("- a", "a study is a YAML mapping")])
+def test_what_is_no_study_at_all_is_said_in_one_line(tmp_path, text, says):
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=says) as caught:
+        Study.load(path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.yaml: there is no such file"):
+        Study.load(tmp_path / "nowhere.yaml")
+
+
+def test_reading_a_study_imports_nothing_heavy():
+    code = "import sys, evaluation.plan; print([m for m in ('torch', 'transformers', 'mlflow', 'lm_eval') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
