@@ -20,6 +20,8 @@ def front(points: ArrayLike, maximise: Sequence[bool]) -> np.ndarray:
     `maximise` says of each of the m objectives whether more is better. Equal points are on the front together.
     """
     points = _points(points)
+    if not len(points):
+        return np.zeros(0, dtype=bool)
     if points.shape[1] != len(maximise):
         raise InputError(f"{points.shape[1]} scores per model, but {len(maximise)} objectives")
     return moocore.is_nondominated(points, maximise=list(maximise), keep_weakly=True)
@@ -56,22 +58,27 @@ def hypervolume_gain(candidate: ArrayLike, population: ArrayLike) -> float:
     candidate that the population already equals or beats.
     """
     candidate = _points([candidate])
-    population = _points(population).reshape(-1, candidate.shape[1])
+    population = _points(population)
+    size = candidate.shape[1]
+    if len(population) and population.shape[1] != size:
+        raise InputError(f"{size} scores for the candidate, {population.shape[1]} for the population")
     outside = [value for value in [*candidate.flat, *population.flat] if not 0 <= value <= 1]
     if outside:
         raise InputError(f"hypervolume gain: scores must lie between 0 and 1, found {outside[0]:g}")
     if any((member >= candidate[0]).all() for member in population):
         return 0.0
-    # Equal to the difference of the two volumes, but it subtracts numbers of the gain's own size: the root
-    # would make 0.002 of a rounding error of 1e-17.
-    gain = hypervolume(candidate) - hypervolume(np.minimum(population, candidate))
-    return max(gain, 0.0) ** (1 / candidate.shape[1])
+    # Equal to the difference of the two volumes, but subtracts numbers of the gain's own size: the root would
+    # make 0.002 of a rounding error of 1e-17.
+    covered = hypervolume(np.minimum(population, candidate)) if len(population) else 0.0
+    return max(hypervolume(candidate) - covered, 0.0) ** (1 / size)
 
 
 def _points(points: ArrayLike) -> np.ndarray:
     points = np.asarray(points, dtype=float)
+    if not points.size:
+        return points.reshape(0, points.shape[-1] if points.ndim == 2 else 0)
     if points.ndim != 2:
-        points = points.reshape(len(points), -1)
+        raise ValueError(f"expected one row of scores per model, found an array of shape {points.shape}")
     if not np.isfinite(points).all():
         row, column = np.argwhere(~np.isfinite(points))[0]
         raise InputError(f"score {column + 1} of model {row + 1} is {points[row, column]}: not a number to compare")
