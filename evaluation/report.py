@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from evaluation.pareto import front, hypervolume_gain
+from evaluation.pareto import front, hypervolume_gain, unit_scores
 from evaluation.plan import PlannedModel, StudyPlan
 from evaluation.study import REQUIREMENT, RESPONSE_TOKENS, Study
 
@@ -87,25 +85,26 @@ def _points(row: Row, objective: str) -> float:
 
 
 def _mark_front(rows: list[Row], study: Study) -> None:
-    points = np.array([[_value(row, name) for name in study.objectives] for row in rows], dtype=float)
-    for row, on_front in zip(
-        rows, front(points, [goal == "maximise" for goal in study.objectives.values()]), strict=True
-    ):
+    for row, on_front in zip(rows, front(_table(rows, study), _maximise(study)), strict=True):
         row["on_front"] = bool(on_front)
 
 
 def _measure_gain(rows: list[Row], study: Study) -> None:
-    """Hypervolume gain of each candidate over base and experts, METHODS.md section 5."""
+    """Hypervolume gain of each candidate over base and experts (arXiv 2502.02421).
+
+    What is to be minimised counts against the worst of base and experts.
+    """
     population = [row for row in rows if row["kind"] != "candidate"]
-    worst = {name: max(_value(row, name) for row in population) or 1.0 for name in study.objectives}
+    worst = [max(column) or 1.0 for column in zip(*_table(population, study), strict=True)]
+    scores = unit_scores(_table(rows, study), _maximise(study), worst)
+    inputs = [score for row, score in zip(rows, scores, strict=True) if row["kind"] != "candidate"]
+    for row, score in zip(rows, scores, strict=True):
+        row["hypervolume_gain"] = hypervolume_gain(score, inputs) if row["kind"] == "candidate" else None
 
-    def gains(row: Row) -> list[float]:
-        return [
-            _value(row, name) if goal == "maximise" else max(0.0, 1 - _value(row, name) / worst[name])
-            for name, goal in study.objectives.items()
-        ]
 
-    inputs = np.array([gains(row) for row in population], dtype=float)
-    for row in rows:
-        is_candidate = row["kind"] == "candidate"
-        row["hypervolume_gain"] = hypervolume_gain(np.array(gains(row)), inputs) if is_candidate else None
+def _table(rows: Sequence[Row], study: Study) -> list[list[float]]:
+    return [[_value(row, name) for name in study.objectives] for row in rows]
+
+
+def _maximise(study: Study) -> list[bool]:
+    return [goal == "maximise" for goal in study.objectives.values()]

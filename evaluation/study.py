@@ -91,7 +91,7 @@ class Informed(_Part):
 
 
 class Calibration(_Part):
-    """The texts whose activations inform the merges (METHODS.md section 3 has the published setting)."""
+    """The texts whose activations inform the merges (the published setting is 256 samples in blocks of 512)."""
 
     texts: str
     samples: int = Field(256, ge=1)

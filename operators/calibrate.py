@@ -1,4 +1,4 @@
-"""Calibrate: activation statistics of the base model on the calibration texts (METHODS.md section 3)."""
+"""Calibrate: activation statistics of the base model on the calibration texts (arXiv 2502.02421)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,116 @@
+"""The DAG files: they parse without anything heavy, in the shape of the picture, and mistakes are seen in the UI."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DAGS = Path(__file__).parents[2] / "dags"
+
+PARSE = """
+import json, sys
+from airflow.dag_processing.dagbag import DagBag
+bag = DagBag(sys.argv[1])
+heavy = [name for name in ("torch", "transformers", "mlflow", "lm_eval", "boto3", "pandas") if name in sys.modules]
+dags = {
+    dag.dag_id: {
+        "edges": sorted(f"{task.task_id} -> {down}" for task in dag.tasks for down in task.downstream_task_ids),
+        "schedule": str(dag.schedule),
+        "doc": dag.doc_md,
+        "tags": sorted(dag.tags),
+        "params": {name: dag.params[name] for name in dag.params},
+        "pools": {task.task_id: task.pool for task in dag.tasks},
+        "retries": {task.task_id: task.retries for task in dag.tasks},
+        "names": {task.task_id: getattr(task, "map_index_template", None) for task in dag.tasks},
+    }
+    for dag in bag.dags.values()
+}
+print(json.dumps({"dags": dags, "errors": bag.import_errors, "heavy": heavy}))
+"""
+
+
+def parse(folder, home):
+    environment = {"PATH": "/usr/bin:/bin", "AIRFLOW_HOME": str(home), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
+    done = subprocess.run(
+        [sys.executable, "-c", PARSE, str(folder)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def parsed(tmp_path_factory):
+    return parse(DAGS, tmp_path_factory.mktemp("airflow"))
+
+
+def test_every_study_file_is_a_dag(parsed):
+    assert parsed["errors"] == {}
+    assert sorted(parsed["dags"]) == sorted(path.stem for path in (DAGS / "studies").glob("*.yaml"))
+
+
+def test_parsing_imports_nothing_heavy(parsed):
+    assert parsed["heavy"] == []
+
+
+def test_the_dag_has_the_shape_of_the_picture(parsed):
+    assert set(parsed["dags"]["tiny"]["edges"]) == {
+        "plan -> fetch",
+        "plan -> calibrate",
+        "plan -> benchmark_inputs",
+        "plan -> candidate.merge",
+        "plan -> candidate.benchmark",
+        "plan -> select",
+        "plan -> promote",
+        "fetch -> calibrate",
+        "fetch -> benchmark_inputs",
+        "calibrate -> candidate.merge",
+        "candidate.merge -> candidate.benchmark",
+        "benchmark_inputs -> select",
+        "candidate.benchmark -> select",
+        "select -> promote",
+    }
+
+
+def test_heavy_steps_share_the_gpu_pool_and_mapped_tasks_bear_names(parsed):
+    tiny = parsed["dags"]["tiny"]
+    heavy = {"calibrate", "benchmark_inputs", "candidate.merge", "candidate.benchmark"}
+    assert {task for task, pool in tiny["pools"].items() if pool == "gpu"} == heavy
+    assert {task for task, name in tiny["names"].items() if name} == {*heavy, "fetch"}
+    assert set(tiny["retries"].values()) == {3}
+
+
+def test_a_person_triggers_it_with_limit_force_and_promote(parsed):
+    assert parsed["dags"]["tiny"]["params"] == {"limit": None, "force": False, "promote": True}
+    assert "infra/demo/family/math" in parsed["dags"]["tiny"]["doc"]
+
+
+def test_a_study_with_mistakes_shows_them_and_spares_the_others(tmp_path):
+    folder = tmp_path / "dags"
+    shutil.copytree(DAGS, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in (folder / "studies").glob("*.yaml"):
+        path.unlink()
+    (folder / "studies" / "good.yaml").write_text(STUDY.replace("NAME", "good"))
+    (folder / "studies" / "same.yaml").write_text(STUDY.replace("NAME", "good"))
+    (folder / "studies" / "wrong.yaml").write_text(STUDY.replace("NAME", "wrong").replace("linear", "lineal"))
+    found = parse(folder, tmp_path / "airflow")
+    assert found["errors"] == {}
+    assert sorted(found["dags"]) == ["good", "same", "wrong"]
+    assert found["dags"]["good"]["schedule"] == "0 3 * * *"
+    assert "another study file has the name" in found["dags"]["same"]["doc"]
+    assert "unknown merge method 'lineal'" in found["dags"]["wrong"]["doc"]
+    assert found["dags"]["wrong"]["tags"] == ["invalid study", "mergeflow"]
+    assert found["dags"]["wrong"]["schedule"] == "None"
+
+
+STUDY = """
+name: NAME
+base: org/base
+experts: {a: org/a, b: org/b}
+methods: [linear]
+benchmarks: {math: {task: gsm8k}}
+objectives: {math: maximise}
+schedule: "0 3 * * *"
+"""

@@ -1,0 +1,92 @@
+"""From scores to front, gain, requirements and ranking; the gain against a count of volume by hand."""
+
+from pathlib import Path
+
+import pytest
+
+from evaluation.plan import plan_study
+from evaluation.report import build_report
+from evaluation.study import Study
+
+STUDY = {
+    "name": "demo",
+    "base": "./base",
+    "experts": {"math": "./math", "code": "./code"},
+    "methods": ["linear", "task_arithmetic", "ties"],
+    "benchmarks": {"math": {"task": "gsm8k"}, "code": {"task": "mmlu"}},
+    "objectives": {"math": "maximise", "code": "maximise"},
+    "promotion": {"model": "demo-merge", "require": ["math >= base + 5", "code >= 20"]},
+}
+INPUTS = {"base": (0.2, 0.2), "math": (0.6, 0.1), "code": (0.1, 0.6)}
+
+
+def report(scores, tokens=None, missing=(), **changes):
+    """A report from {"linear": (math, code), ...}; `tokens` likewise for the length of the answers to math."""
+    study = Study.parse({**STUDY, **changes}, folder=Path("."))
+    resolved = {name: {"digest": name * 8, "reference": source} for name, source in study.sources.items()}
+    plan = plan_study(study, "run-1", resolved)
+    plan = plan.model_copy(update={"missing": frozenset(missing)})
+    given = {**INPUTS, **{f"{name} math+code": points for name, points in scores.items()}}
+    lengths = {name if name in INPUTS else f"{name} math+code": value for name, value in (tokens or {}).items()}
+    found = {}
+    for member in [*plan.models, *plan.candidates]:
+        for benchmark, value in zip(("math", "code"), given[member.name], strict=True):
+            score = {"value": value, "stderr": 0.02, "response_tokens": lengths.get(member.name)}
+            found[member.scores[benchmark]] = score
+    built = build_report(plan, found)
+    return built, {row["name"].removesuffix(" math+code"): row for row in built["rows"]}
+
+
+def test_front_gain_and_ranking():
+    built, rows = report({"linear": (0.5, 0.5), "task_arithmetic": (0.4, 0.4), "ties": (0.55, 0.3)})
+    assert {name for name, row in rows.items() if row["on_front"]} == {"math", "code", "linear", "ties"}
+    # the square 0.5 x 0.5 less what base and experts cover of it: 0.2 x 0.2, and the strips 0.5 x 0.1 beside it
+    covered = 0.5 * 0.1 + 0.1 * 0.5 - 0.1 * 0.1 + (0.2 * 0.2 - (0.2 * 0.1 + 0.1 * 0.2 - 0.1 * 0.1))
+    assert rows["linear"]["hypervolume_gain"] == pytest.approx((0.25 - covered) ** 0.5)
+    assert rows["base"]["hypervolume_gain"] is None
+    assert built["ranking"] == ["linear math+code", "ties math+code"]
+
+
+def test_requirements_keep_a_front_member_out_and_say_why():
+    built, rows = report({"linear": (0.24, 0.59), "task_arithmetic": (0.25, 0.55), "ties": (0.5, 0.19)})
+    assert rows["linear"]["unmet"] == ["math >= base + 5 (found 24.0, needs >= 25.0)"]
+    assert rows["ties"]["unmet"] == ["code >= 20 (found 19.0, needs >= 20.0)"]
+    assert rows["task_arithmetic"]["unmet"] == []
+    assert built["ranking"] == ["task_arithmetic math+code"]
+
+
+def test_equal_candidates_are_ranked_by_digest():
+    built, rows = report({"linear": (0.5, 0.5), "task_arithmetic": (0.5, 0.5), "ties": (0.5, 0.5)})
+    by_digest = sorted(("linear", "task_arithmetic", "ties"), key=lambda name: rows[name]["digest"])
+    assert built["ranking"] == [f"{name} math+code" for name in by_digest]
+
+
+def test_a_candidate_that_an_expert_beats_is_off_the_front_and_gains_nothing():
+    built, rows = report({"linear": (0.6, 0.1), "task_arithmetic": (0.59, 0.1), "ties": (0.1, 0.1)})
+    assert not rows["task_arithmetic"]["on_front"]
+    assert rows["task_arithmetic"]["hypervolume_gain"] == 0
+    assert rows["linear"]["on_front"]
+    assert built["champion"] is None
+
+
+def test_a_response_length_to_minimise_counts_against_the_longest_input():
+    objectives = {"math": "maximise", "math.response_tokens": "minimise"}
+    tokens = {"base": 10, "math": 40, "code": 10, "linear": 20, "task_arithmetic": 50, "ties": 40}
+    _, rows = report(
+        {"linear": (0.5, 0), "task_arithmetic": (0.5, 0), "ties": (0.7, 0)},
+        tokens=tokens,
+        objectives=objectives,
+        promotion={"model": "m", "require": ["math.response_tokens <= 45"]},
+    )
+    # linear: 0.5 x (1 - 20/40), of which base covers 0.2 wide; task_arithmetic is longer than the worst input
+    assert rows["linear"]["hypervolume_gain"] == pytest.approx((0.5 * 0.5 - 0.2 * 0.5) ** 0.5)
+    assert rows["task_arithmetic"]["hypervolume_gain"] == 0
+    assert rows["task_arithmetic"]["unmet"] == ["math.response_tokens <= 45 (found 50.0, needs <= 45.0)"]
+    assert rows["ties"]["on_front"]
+
+
+def test_rows_say_what_was_reused():
+    _, rows = report(dict.fromkeys(STUDY["methods"], (0.5, 0.5)))
+    assert all(row["reused"] for row in rows.values())
+    _, rows = report(dict.fromkeys(STUDY["methods"], (0.5, 0.5)), missing=[rows["ties"]["digest"], "base" * 8])
+    assert {name for name, row in rows.items() if not row["reused"]} == {"ties", "base"}
