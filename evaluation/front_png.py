@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
-from math import cos, hypot, pi, sin
+from math import cos, pi, sin
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -20,6 +20,8 @@ MARKERS = {"plain": "o", "aim": "D"}
 INPUT_MARKERS = {"base": "X", "expert": "^"}
 NUMBERED = 30
 """More candidates than this are drawn without a number and left out of the key."""
+LABEL_DISTANCES = (14, 22, 34, 48, 64)
+"""Pixels from a point to its label, tried in turn; beyond the first a line leads there."""
 
 
 def front_png(rows: Sequence[Row], objectives: Sequence[dict[str, str]], path: str | Path) -> None:
@@ -87,7 +89,7 @@ def _place_labels(cell: Axes, rows: Sequence[Row], x: Axis, y: Axis) -> None:
             continue
         text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
         spots = []
-        for distance, turn in product((14, 22, 34, 48, 64), range(8)):
+        for distance, turn in product(LABEL_DISTANCES, range(8)):
             # The label's edge, not its centre, keeps this distance.
             across = point[0] + cos(turn * pi / 4) * (distance + size.width / 2)
             up = point[1] + sin(turn * pi / 4) * (distance + size.height / 4)
@@ -97,7 +99,7 @@ def _place_labels(cell: Axes, rows: Sequence[Row], x: Axis, y: Axis) -> None:
         _, distance, _, across, up, box = min(spots, key=lambda spot: spot[:3])
         text.set_position((across, up))
         taken.append(box)
-        if hypot(across - point[0], up - point[1]) > 30 + size.width / 2:
+        if distance > LABEL_DISTANCES[0]:
             cell.add_artist(
                 Line2D([point[0], across], [point[1], up], color="#777777", linewidth=0.6, zorder=1, transform=None)
             )
