@@ -40,8 +40,8 @@ class Aim(Data):
 class Recipe(Data):
     """One merge. `Recipe.parse` and `Recipe.load` check it whole; see the methods' own parameters in `METHODS`.
 
-    `dtype` is what the output is written in, unless `out_dtype` says otherwise; without either it is the base's own.
-    The arithmetic is float64 with `dtype: float64`, else float32, rounded once.
+    `dtype` is what the inputs are read as and the output is written in, unless `out_dtype` says otherwise; without
+    either both keep the dtype they are stored in. The arithmetic is float64 with `dtype: float64`, else float32.
     """
 
     merge_method: str
@@ -142,7 +142,7 @@ class Recipe(Data):
                 "experts": experts,
                 "parameters": self.shared(),
                 "seed": self.random_seed if self.method.random else None,
-                "dtype": [self.compute_dtype, self.out_dtype or self.dtype],
+                "dtype": [self.dtype or "float32", self.out_dtype or self.dtype],
                 "tokenizer": self.tokenizer_source or "base",
                 "chat_template": self.chat_template,
                 "aim": [AIM_VERSION, self.aim.omega, calibration] if self.aim else None,

@@ -1,4 +1,4 @@
-"""Trimming over the whole model, as TIES's paper and MergeLM have it: cuts and a majority sign found beforehand."""
+"""Trimming over the whole model, as in the paper of TIES: cuts and a majority sign, found before the first merge."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelTrim:
-    """Per expert, the magnitude from which an entry of its delta is kept; and the sign for elements that sum to 0."""
+    """Per expert, the magnitude from which an entry of its delta is kept; and the sign (-1, 0, 1) of a sum of 0."""
 
     cuts: list[float]
     majority: float
@@ -37,8 +37,19 @@ def survey_model_trim(groups: Callable[[], Iterable[Group]], shared: dict, setti
     for group in groups():
         deltas = [found.trim(delta, i) for i, delta in enumerate(group.deltas())]
         total = sum(delta * weight for delta, weight in zip(deltas, group.weights(), strict=True))
-        balance += int((total > 0).sum()) - int((total < 0).sum())
-    return ModelTrim(cuts, 1.0 if balance >= 0 else -1.0)
+        balance += signs(total)
+    return ModelTrim(cuts, float((balance > 0) - (balance < 0)))
+
+
+def majority(sign: Tensor) -> float:
+    """The sign that most non-zero entries have: 1, -1, or 0 where they balance."""
+    balance = signs(sign)
+    return float((balance > 0) - (balance < 0))
+
+
+def signs(tensor: Tensor) -> int:
+    """How many more entries are positive than negative."""
+    return int((tensor > 0).sum()) - int((tensor < 0).sum())
 
 
 def kth_smallest(groups: Callable[[], Iterable[Group]], densities: list[float]) -> list[float]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from merging.methods.definition import Group, Method, Parameter, declare
 from merging.methods.linear import WEIGHT
-from merging.methods.survey import ModelTrim, survey_model_trim
+from merging.methods.survey import ModelTrim, majority, survey_model_trim
 from merging.methods.task_arithmetic import INT8_MASK, LAMBDA, normalize
 
 if TYPE_CHECKING:
@@ -37,22 +37,35 @@ def trim(delta: Tensor, density: float) -> Tensor:
     return (flat * kept).reshape(delta.shape)
 
 
-def elect(group: Group, deltas: list[Tensor], zero_sign: float = 1.0) -> Tensor:
+def trim_below(delta: Tensor, density: float) -> Tensor:
+    """MergeLM's trimming: what is below the `int(numel * (1 - density))`-th smallest magnitude is set to zero."""
+    k = int(delta.numel() * (1 - density))
+    if k == 0:
+        return delta
+    magnitude = delta.abs()
+    return delta * (magnitude >= magnitude.flatten().kthvalue(k).values)
+
+
+def elect(group: Group, deltas: list[Tensor], zero_sign: float | None = 1.0) -> Tensor:
     """`b + lambda * mix`: the mean (sum, without `normalize`) of the `w_i d_i` that carry the elected sign.
 
-    The elected sign is that of `t = sum(w_i d_i)`, `zero_sign` where t is 0; an entry of 0 never agrees. A divisor
-    of 0 becomes 1.
+    The elected sign is that of `t = sum(w_i d_i)`; where t is 0 it is `zero_sign`, or with None the sign most of the
+    tensor's entries have. An entry of 0 never agrees. A divisor of 0 becomes 1.
     """
     weighted = [delta * weight for delta, weight in zip(deltas, group.weights(), strict=True)]
     total = weighted[0].clone()
     for delta in weighted[1:]:
         total.add_(delta)
-    positive = total >= 0 if zero_sign >= 0 else total > 0
+    sign = total.sign()
+    if zero_sign is None:
+        zero_sign = majority(sign)
+    if zero_sign:
+        sign.masked_fill_(sign == 0, zero_sign)
     mixed = total.zero_()
     divisor = mixed.clone()
     for delta, weight in zip(weighted, group.weights(), strict=True):
-        agrees = ((delta > 0) & positive) | ((delta < 0) & ~positive)
-        mixed.add_(delta * agrees)
+        agrees = delta * sign > 0
+        mixed.add_(delta.mul_(agrees))
         divisor.add_(agrees, alpha=weight)
     if group.shared["normalize"]:
         mixed.div_(divisor.masked_fill_(divisor == 0, 1.0))
@@ -62,12 +75,13 @@ def elect(group: Group, deltas: list[Tensor], zero_sign: float = 1.0) -> Tensor:
 def merge(group: Group) -> Tensor:
     """TIES of one tensor; with `trim: model` the cut and the majority sign come from the survey of the model."""
     deltas = group.deltas()
-    if group.shared["trim"] == "model":
+    scope = group.shared["trim"]
+    if scope == "model":
         found: ModelTrim = group.survey
-        deltas = [found.trim(delta, i) for i, delta in enumerate(deltas)]
-        return elect(group, deltas, found.majority)
-    deltas = [trim(delta, setting["density"]) for delta, setting in zip(deltas, group.settings, strict=True)]
-    return elect(group, deltas)
+        return elect(group, [found.trim(delta, i) for i, delta in enumerate(deltas)], found.majority)
+    cut = trim_below if scope == "mergelm" else trim
+    trimmed = [cut(delta, setting["density"]) for delta, setting in zip(deltas, group.settings, strict=True)]
+    return elect(group, trimmed, None if scope == "mergelm" else 1.0)
 
 
 TIES = Method(
@@ -84,8 +98,8 @@ TIES = Method(
             "trim",
             "choice",
             "tensor",
-            "what density is a share of: each tensor (mergekit) or the whole model (the paper, MergeLM)",
-            choices=("tensor", "model"),
+            "what density is a share of: each tensor (tensor: mergekit's rule; mergelm: MergeLM's), or the whole model",
+            choices=("tensor", "model", "mergelm"),
             symbol="trim",
         ),
         INT8_MASK,

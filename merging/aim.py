@@ -1,0 +1,50 @@
+"""AIM: activation-informed merging (arXiv 2502.02421), a relaxation of any merged weight towards its base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from merging.checkpoint import load_tensors
+from merging.errors import InputError
+from merging.vocabulary import HEAD, is_embedding
+
+
+def importance(s: Tensor) -> Tensor:
+    """`s / max(s)`, in [0, 1], of a module's mean absolute activations per channel (n,). Zeros where all are 0."""
+    top = s.max()
+    return s / top if top > 0 else s.new_zeros(s.shape)
+
+
+def relax(base: Tensor, merged: Tensor, s: Tensor, omega: float) -> Tensor:
+    """`b + (merged - b) * (1 - imp * (1 - omega))`, `imp` broadcast over the last (input) dimension.
+
+    `base` and `merged` have one shape (..., n), `s` has (n,). omega 1 gives `merged` up to rounding; omega 0 keeps the
+    base where a channel is most active.
+    """
+    factor = 1 - importance(s.to(merged)) * (1 - omega)
+    return (merged - base).mul_(factor).add_(base)
+
+
+def module_of(tensor: str, tied: bool) -> str | None:
+    """The module whose statistics relax a tensor; None for what AIM leaves alone (embeddings and biases).
+
+    A tied embedding is the head's weight too, and takes the head's statistics.
+    """
+    if is_embedding(tensor):
+        return HEAD.removesuffix(".weight") if tied else None
+    return tensor.removesuffix(".weight") if tensor.endswith(".weight") else None
+
+
+def read_statistics(path: str | Path) -> dict[str, Tensor]:
+    """Activation statistics by module, fp32 (n,), as `calibrate` writes them. Raises InputError naming the module."""
+    statistics, _ = load_tensors(Path(path))
+    problems = [
+        f"{path}: the statistics of {module} are not one vector of finite numbers >= 0; calibrate again"
+        for module, s in statistics.items()
+        if s.dim() != 1 or not s.is_floating_point() or not bool((s.isfinite() & (s >= 0)).all())
+    ]
+    if problems:
+        raise InputError(problems)
+    return statistics

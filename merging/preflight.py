@@ -1,0 +1,260 @@
+"""Everything that can be known to be wrong before a weight is read: configs, headers, tokenizers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from merging import aim
+from merging.checkpoint import Checkpoint
+from merging.errors import InputError
+from merging.recipe import Recipe
+from merging.vocabulary import HEAD, embedding_of, has_token_rows, is_tied
+
+SHOWN = 5  # lines about tensors per model; hundreds would say no more
+SAME_IN_CONFIG = ("model_type", "num_attention_heads", "num_key_value_heads")
+IGNORED = ("rotary_emb.inv_freq", ".masked_bias")  # buffers old checkpoints carry and the model makes itself
+
+
+@dataclass(frozen=True)
+class Model:
+    """An input, opened: its checkpoint, config, and the tensors that count (a tied head is its embedding)."""
+
+    name: str
+    checkpoint: Checkpoint
+    config: dict
+    tied: bool
+    tensors: dict[str, tuple[int, ...]]
+
+    def stored(self, tensor: str) -> str:
+        """The name a tensor is stored under: a tied model keeps its head as the embedding."""
+        return embedding_of(self.tensors) if tensor == HEAD and self.tied else tensor
+
+
+@dataclass(frozen=True)
+class Output:
+    """A tensor to make: its dtype and shape, and the module whose statistics relax it (None: AIM leaves it)."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    module: str | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a merge will do: tensors, bytes read and written, peak anonymous memory (an estimate, bytes), and notes."""
+
+    tensors: int
+    bytes_read: int
+    bytes_written: int
+    peak_memory: int
+    notes: list[str] = field(default_factory=list)
+    outputs: dict[str, Output] = field(default_factory=dict)
+    models: dict[str, Model] = field(default_factory=dict)
+    statistics: dict[str, torch.Tensor] | None = None
+
+
+def preflight(recipe: Recipe, models: Mapping[str, Path], *, statistics: Path | None = None) -> Plan:
+    """The plan of a merge. Reads headers, configs and tokenizers only.
+
+    `models` gives the folder of each of `recipe.inputs`; `statistics` is the file AIM needs (or `aim.statistics`).
+    Raises InputError with every problem at once.
+    """
+    problems: list[str] = []
+    opened = {}
+    for name in recipe.inputs:
+        if name not in models:
+            problems.append(f"{name}: no folder was given for this model")
+            continue
+        try:
+            opened[name] = open_model(name, Path(models[name]))
+        except InputError as error:
+            problems += error.problems
+    frame = opened.get(recipe.frame)
+    notes = []
+    if frame:
+        for model in opened.values():
+            if model is not frame:
+                problems += differences(frame, model)
+                notes += token_notes(frame, model)
+    if recipe.tokenizer_source not in (None, "base"):
+        problems.append(
+            f"tokenizer_source: {recipe.tokenizer_source!r} is not supported; use base, which keeps the base's tokens"
+        )
+    outputs = {name: output(recipe, frame, name) for name in frame.tensors} if frame else {}
+    vectors = None
+    if recipe.aim:
+        try:
+            vectors = read_statistics(recipe, statistics, outputs)
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    return plan(recipe, opened, outputs, notes, vectors)
+
+
+def open_model(name: str, folder: Path) -> Model:
+    """An input's config and headers. Raises InputError with what is wrong with either."""
+    if not folder.is_dir():
+        raise InputError(f"{name}: no such folder: {folder}")
+    problems, config, checkpoint = [], {}, None
+    try:
+        config = read_config(folder / "config.json")
+    except InputError as error:
+        problems += error.problems
+    try:
+        checkpoint = Checkpoint(folder)
+    except InputError as error:
+        problems += error.problems
+    if problems:
+        raise InputError(problems)
+    tied = is_tied(config, checkpoint.entries)
+    tensors = {
+        tensor: entry.shape
+        for tensor, entry in checkpoint.entries.items()
+        if not tensor.endswith(IGNORED) and not (tied and tensor == HEAD)
+    }
+    return Model(name, checkpoint, config, tied, tensors)
+
+
+def read_config(path: Path) -> dict:
+    """A model's config.json. Raises InputError naming the file."""
+    try:
+        config = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise InputError(f"{path}: names no model_type; is this a transformers model?")
+    if config.get("quantization_config"):
+        raise InputError(f"{path}: the model is quantised; merge the weights it was quantised from")
+    return config
+
+
+def differences(frame: Model, model: Model) -> list[str]:
+    """Why a model cannot be merged with the one that gives the output its shape."""
+    where = model.checkpoint.folder
+    ours, theirs = frame.config.get("architectures"), model.config.get("architectures")
+    if ours != theirs or frame.config["model_type"] != model.config["model_type"]:
+        return [
+            f"{where}: architecture {theirs} ({model.config['model_type']}), but {frame.name} has "
+            f"{ours} ({frame.config['model_type']}); only models of one architecture can be merged"
+        ]
+    problems = [
+        f"{where}: {key} is {model.config.get(key)}, but {frame.config.get(key)} in {frame.name}"
+        for key in SAME_IN_CONFIG
+        if frame.config.get(key) != model.config.get(key)
+    ]
+    if frame.tied and not model.tied:
+        problems.append(
+            f"{where}: has a {HEAD} of its own, but {frame.name} ties its head to its embedding; untie the base first"
+        )
+    available = set(model.tensors) | ({HEAD} if model.tied else set())
+    missing = sorted(set(frame.tensors) - available)
+    extra = sorted(set(model.tensors) - set(frame.tensors) - {HEAD})
+    lines = [f"{where}: tensor {tensor} is missing; {frame.name} has it" for tensor in missing]
+    lines += [f"{where}: tensor {tensor} is not in {frame.name}" for tensor in extra]
+    for tensor in sorted(set(frame.tensors) & available):
+        lines += shape_problem(frame, model, tensor)
+    more = [f"{where}: and {len(lines) - SHOWN} more tensors that do not fit"] if len(lines) > SHOWN else []
+    return problems + lines[:SHOWN] + more
+
+
+def shape_problem(frame: Model, model: Model, tensor: str) -> list[str]:
+    """A line if a tensor's shape or kind does not fit; extra rows for added tokens do, they are cut."""
+    mine, theirs = frame.tensors[tensor], model.tensors[model.stored(tensor)]
+    cut = theirs
+    if has_token_rows(tensor) and len(mine) == len(theirs) and theirs[0] > mine[0]:
+        cut = (mine[0], *theirs[1:])
+    where = model.checkpoint.folder
+    if mine != cut:
+        return [f"{where}: tensor {tensor} has shape {list(theirs)}, but {list(mine)} in {frame.name}"]
+    kinds = [
+        entries[name].dtype.is_floating_point
+        for entries, name in (
+            (frame.checkpoint.entries, frame.stored(tensor)),
+            (model.checkpoint.entries, model.stored(tensor)),
+        )
+    ]
+    if kinds[0] != kinds[1]:
+        return [f"{where}: tensor {tensor} is {'float' if kinds[1] else 'integer'}, but not in {frame.name}"]
+    return []
+
+
+def token_notes(frame: Model, model: Model) -> list[str]:
+    """A note where two tokenizers give a row of the embedding different tokens: rows are merged by position."""
+    mine, theirs = vocabulary(frame.checkpoint.folder), vocabulary(model.checkpoint.folder)
+    different = [(index, token) for index, token in mine.items() if theirs.get(index, token) != token]
+    if not different:
+        return []
+    index, token = min(different)
+    return [
+        f"{model.name}: {len(different)} token ids stand for other tokens than in {frame.name} "
+        f"(id {index}: {theirs[index]!r}, not {token!r}); rows are merged by position"
+    ]
+
+
+def vocabulary(folder: Path) -> dict[int, str]:
+    """Token by id, from tokenizer.json; empty where there is none or it is not understood (postflight loads it)."""
+    try:
+        data = json.loads((folder / "tokenizer.json").read_text())
+        vocab = data["model"]["vocab"]
+        pairs = vocab.items() if isinstance(vocab, dict) else ((entry[0], i) for i, entry in enumerate(vocab))
+        found = {index: token for token, index in pairs}
+        found.update((entry["id"], entry["content"]) for entry in data.get("added_tokens") or [])
+        return found
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return {}
+
+
+def output(recipe: Recipe, frame: Model, name: str) -> Output:
+    """The dtype, shape and AIM module of an output tensor."""
+    stored = frame.checkpoint.entries[name].dtype
+    wanted = recipe.out_dtype or recipe.dtype
+    dtype = getattr(torch, wanted) if wanted and stored.is_floating_point else stored
+    module = aim.module_of(name, frame.tied) if recipe.aim and stored.is_floating_point else None
+    return Output(dtype, frame.tensors[name], module)
+
+
+def read_statistics(recipe: Recipe, path: Path | None, outputs: Mapping[str, Output]) -> dict[str, torch.Tensor]:
+    """The vectors AIM needs, each of its tensor's width. Raises InputError with what is missing."""
+    path = path or recipe.aim.statistics
+    if path is None:
+        raise InputError("aim: needs activation statistics of the base; calibrate it and name the file as `statistics`")
+    vectors = aim.read_statistics(path)
+    needed = {o.module: (name, o.shape[-1]) for name, o in outputs.items() if o.module and o.shape}
+    problems = [
+        f"{path}: module {module} has {len(vectors[module])} channels, {name} has {width}; calibrate this base again"
+        for module, (name, width) in needed.items()
+        if module in vectors and len(vectors[module]) != width
+    ]
+    problems += [
+        f"{path}: no statistics of module {module}, which {name} needs; calibrate this base again"
+        for module, (name, _) in needed.items()
+        if module not in vectors
+    ]
+    if problems:
+        raise InputError(problems[:SHOWN])
+    return vectors
+
+
+def plan(recipe: Recipe, opened: dict[str, Model], outputs: dict[str, Output], notes, statistics) -> Plan:
+    """Sums over the outputs: bytes of every input once, of the output, and of the largest tensor of all models."""
+    width = getattr(torch, recipe.compute_dtype).itemsize
+    largest = max((math.prod(o.shape) for o in outputs.values()), default=0)
+    return Plan(
+        tensors=len(outputs),
+        bytes_read=sum(model.checkpoint.bytes for model in opened.values()),
+        bytes_written=sum(math.prod(o.shape) * o.dtype.itemsize for o in outputs.values()),
+        peak_memory=(len(recipe.experts) + 3) * largest * width,
+        notes=notes,
+        outputs=outputs,
+        models=opened,
+        statistics=statistics,
+    )

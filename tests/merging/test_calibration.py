@@ -1,0 +1,64 @@
+"""Calibration texts, token blocks and activation statistics against the recorded ones."""
+
+import json
+
+import pytest
+import torch
+
+from merging.calibration import calibrate, read_texts, token_blocks
+from merging.checkpoint import load_tensors
+from merging.errors import InputError
+
+
+def texts(case):
+    documents = json.loads((case.folder / "calib" / "documents.json").read_text())["documents"]
+    return ["  " + " ".join(f"w{i}" for i in document) + "\n" for document in documents]
+
+
+def test_token_blocks_equal_the_recorded(oracle):
+    case = oracle("llama_f32")
+    assert torch.equal(token_blocks(texts(case), case.model("base")), case.recorded("calib", "blocks")["blocks"])
+
+
+def test_too_few_texts_for_a_block_are_refused(oracle):
+    case = oracle("llama_f32")
+    with pytest.raises(InputError, match="less than one block of 512"):
+        token_blocks(["w5 w6"], case.model("base"))
+
+
+def test_statistics_equal_the_recorded(oracle, tmp_path):
+    case = oracle("llama_f32")
+    told = []
+    blocks = case.recorded("calib", "blocks")["blocks"]
+    calibrate(
+        case.model("base"), blocks, tmp_path / "s.safetensors", progress=lambda *a: told.append(a), metadata={"x": "1"}
+    )
+    found, metadata = load_tensors(tmp_path / "s.safetensors")
+    expected, _ = load_tensors(case.statistics)
+    assert set(found) == set(expected)
+    for name, s in expected.items():
+        torch.testing.assert_close(found[name], s, rtol=1e-5, atol=1e-5 * s.max().item())
+    assert metadata == {"blocks": "10", "dtype": "float32", "tokens": "5120", "x": "1"}
+    assert told[-1][:2] == (10, 10)
+
+
+def test_statistics_of_a_tied_model_near_the_recorded_bf16_run(oracle, tmp_path):
+    case = oracle("qwen2_tied_bf16")
+    calibrate(case.model("base"), case.recorded("calib", "blocks")["blocks"], tmp_path / "s.safetensors")
+    found, expected = load_tensors(tmp_path / "s.safetensors")[0], load_tensors(case.statistics)[0]
+    assert set(found) == set(expected)
+    assert all(((found[n] - s).abs() <= 0.02 * s.max()).all() for n, s in expected.items())
+
+
+def test_texts_are_objects_or_strings(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"text": "a", "id": 1}\n\n"b"\n')
+    assert read_texts(tmp_path / "t.jsonl") == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"), [('"a"\n{"txt": 1}', ":2: expected"), ("{", ":1: not valid JSON"), ("\n", "holds no text")]
+)
+def test_a_bad_line_is_named(tmp_path, content, expected):
+    (tmp_path / "t.jsonl").write_text(content)
+    with pytest.raises(InputError, match=f"t.jsonl{expected}|t.jsonl: {expected}"):
+        read_texts(tmp_path / "t.jsonl")

@@ -1,0 +1,157 @@
+"""The promises of a merge: the same bytes, nothing half-written, nothing damaged passed on."""
+
+import json
+
+import pytest
+import torch
+
+from merging.checkpoint import load_tensors
+from merging.digest import model_files
+from merging.engine import merge
+from merging.errors import InputError
+from merging.methods import METHODS
+from merging.recipe import Recipe
+
+
+def recipe(method="dare_ties", models=(("one", 0.6), ("two", 0.3)), **keys):
+    entries = [{"model": name, "parameters": {"weight": weight}} for name, weight in models]
+    return Recipe.parse({"merge_method": method, "base_model": "base", "models": entries, **keys})
+
+
+def weights(folder):
+    return (folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.usefixtures("without_postflight")
+@pytest.mark.parametrize("method", METHODS)
+def test_same_recipe_same_bytes_in_any_order_of_experts(family, tmp_path, method):
+    parameters = {"density": 0.5} if "density" in METHODS[method].parameters else {}
+    three = [("one", 0.6), ("two", 0.3), ("again", 0.1)]
+    folders = {**family, "again": family["one"]}
+    merge(recipe(method, three, parameters=parameters), tmp_path / "a", models=folders)
+    merge(recipe(method, three, parameters=parameters), tmp_path / "b", models=folders)
+    assert model_files(tmp_path / "a") == model_files(tmp_path / "b")
+    if METHODS[method].symmetric:
+        merge(recipe(method, three[::-1], parameters=parameters), tmp_path / "c", models=folders)
+        assert weights(tmp_path / "a") == weights(tmp_path / "c")
+
+
+@pytest.mark.usefixtures("without_postflight")
+def test_the_seed_changes_a_random_merge(family, tmp_path):
+    for seed in (0, 1):
+        merge(recipe(random_seed=seed, parameters={"density": 0.5}), tmp_path / str(seed), models=family)
+    assert weights(tmp_path / "0") != weights(tmp_path / "1")
+
+
+@pytest.mark.usefixtures("without_postflight")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_named_and_nothing_is_left(family, make_model, tmp_path, value):
+    def damage(tensors):
+        tensors["model.norm.weight"][3] = value
+
+    family["two"] = make_model("damaged", change=damage)
+    with pytest.raises(InputError, match="damaged: tensor model.norm.weight holds NaN or Inf"):
+        merge(recipe(), tmp_path / "out", models=family)
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.usefixtures("without_postflight")
+def test_finite_weights_whose_sum_overflows_are_fine(family, make_model, tmp_path):
+    def huge(tensors):
+        tensors["model.norm.weight"].fill_(3e38)
+
+    family["one"] = make_model("huge", change=huge)
+    merge(recipe("linear"), tmp_path / "out", models=family)
+    norm = load_tensors(tmp_path / "out" / "model.safetensors")[0]["model.norm.weight"]
+    torch.testing.assert_close(norm, torch.full((8,), 2e38))
+
+
+def test_an_overflow_is_refused_by_name(family, tmp_path):
+    with pytest.raises(InputError, match="tensor lm_head.weight holds NaN or Inf: the merge overflowed"):
+        merge(
+            recipe("linear", (("one", 1e7), ("two", 1e7)), parameters={"normalize": False}, out_dtype="float16"),
+            tmp_path / "out",
+            models=family,
+        )
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_folder_that_holds_something_is_refused(family, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds something already"):
+        merge(recipe(), tmp_path / "out", models=family)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
+
+
+def test_a_merge_is_whole_loads_and_tells_what_it_did(oracle, tmp_path):
+    case = oracle("qwen2_tied_bf16")
+    told = []
+    wanted = case.recipe("ties", parameters={"density": 0.5}, aim={"omega": 0.4})
+    found = merge(
+        wanted,
+        tmp_path / "out",
+        models={name: case.model(name) for name in wanted.inputs},
+        statistics=case.statistics,
+        progress=lambda done, total, label: told.append((done, total)),
+        metadata={"Study": "tiny"},
+    )
+    assert found["files"] == model_files(tmp_path / "out")
+    assert found["tensors"] == len(told) == told[-1][0] == told[-1][1]
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(found["files"])
+    assert set(found["delta_norms"]) == {"model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm"}
+    card = (tmp_path / "out" / "README.md").read_text()
+    for expected in ("merge_method: ties", "omega 0.4", "Seed", "| Study | tiny |", "mergeflow merge recipe.yaml"):
+        assert expected in card
+
+
+def test_delta_norms_are_those_of_the_output(family, tmp_path, without_postflight):
+    found = merge(recipe("task_arithmetic"), tmp_path / "out", models=family)["delta_norms"]
+    base = load_tensors(family["base"] / "model.safetensors")[0]
+    out = load_tensors(tmp_path / "out" / "model.safetensors")[0]
+    squares = sum((out[n] - base[n]).double().square().sum() for n in base if ".layers.0." in n)
+    assert found["model.layers.0"] == pytest.approx(squares.sqrt().item(), rel=1e-5)
+
+
+@pytest.mark.usefixtures("without_postflight")
+def test_the_config_names_the_dtype_that_was_written(family, tmp_path):
+    merge(recipe("linear", out_dtype="bfloat16"), tmp_path / "out", models=family)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+    tensors = load_tensors(tmp_path / "out" / "model.safetensors")[0]
+    assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
+
+
+@pytest.mark.usefixtures("without_postflight")
+def test_an_untied_base_and_a_tied_expert_give_an_untied_merge(family, make_model, tmp_path):
+    def tie(tensors):
+        del tensors["lm_head.weight"]
+
+    family["one"] = make_model("tied", change=tie, tie_word_embeddings=True)
+    merge(recipe("linear", (("one", 1.0),)), tmp_path / "out", models=family)
+    out = load_tensors(tmp_path / "out" / "model.safetensors")[0]
+    assert torch.equal(out["lm_head.weight"], out["model.embed_tokens.weight"])
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
+
+
+@pytest.mark.usefixtures("without_postflight")
+def test_integer_tensors_are_carried_over_when_all_agree(family, make_model, tmp_path):
+    def number(value):
+        return lambda tensors: tensors.update(steps=torch.tensor([value]))
+
+    folders = {name: make_model(f"{name}-7", seed, number(7)) for seed, name in enumerate(family)}
+    merge(recipe(), tmp_path / "out", models=folders)
+    assert load_tensors(tmp_path / "out" / "model.safetensors")[0]["steps"].tolist() == [7]
+    folders["two"] = make_model("two-8", 2, number(8))
+    with pytest.raises(InputError, match="integer tensor steps differs"):
+        merge(recipe(), tmp_path / "bad", models=folders)
+
+
+@pytest.mark.usefixtures("without_postflight")
+def test_a_chat_template_replaces_the_bases(family, tmp_path):
+    (family["base"] / "tokenizer_config.json").write_text(json.dumps({"chat_template": "old", "eos_token": "x"}))
+    merge(recipe(chat_template="{{ messages }}"), tmp_path / "out", models=family)
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages }}"
+    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == {"eos_token": "x"}
+    (family["two"] / "chat_template.jinja").write_text("newer")
+    merge(recipe(chat_template="auto"), tmp_path / "auto", models={**family, "one": family["two"]})
+    assert (tmp_path / "auto" / "chat_template.jinja").read_text() == "newer"

@@ -1,0 +1,133 @@
+"""The engine and the methods against recorded runs of the published code."""
+
+import pytest
+import torch
+
+from merging.methods.dare import drop
+from merging.methods.task_arithmetic import weighted_sum
+from merging.methods.ties import elect
+
+F32 = [
+    ("task_arithmetic", "task_arithmetic", (1, 1, 1), {}),
+    ("task_arithmetic_w", "task_arithmetic", (0.5, 0.3, 0.7), {}),
+    ("ties", "ties", (1, 1, 1), {}),
+    ("ties_d0.2", "ties", (1, 1, 1), {"density": 0.2}),
+    ("ties_w_d0.6", "ties", (0.5, 1.0, 0.25), {"density": 0.6}),
+    ("dare_linear", "dare_linear", (1, 1, 1), {}),
+    ("mergelm_ties", "ties", (1, 1, 1), {"density": 0.2, "trim": "mergelm"}),
+]
+
+
+def furthest(found: dict, expected: dict) -> float:
+    assert set(found) == set(expected)
+    return max((found[name].double() - expected[name].double()).abs().max().item() for name in expected)
+
+
+@pytest.mark.parametrize(("label", "method", "weights", "parameters"), F32, ids=[case[0] for case in F32])
+def test_fp32_merges_equal_the_published_codes(
+    oracle, tmp_path, without_postflight, label, method, weights, parameters
+):
+    case = oracle("llama_f32")
+    found = case.merge(case.recipe(method, weights, parameters=parameters), tmp_path / "out")
+    assert furthest(found, case.recorded("outputs", label)) <= 1e-6
+
+
+@pytest.mark.parametrize("omega", [0.0, 0.2, 0.4, 0.6, 1.0])
+@pytest.mark.parametrize(
+    ("label", "method", "density"), [("task_arithmetic", "task_arithmetic", 1), ("ties_d0.2", "ties", 0.2)]
+)
+def test_aim_with_recorded_statistics(oracle, tmp_path, without_postflight, label, method, density, omega):
+    case = oracle("llama_f32")
+    parameters = {"density": density} if method == "ties" else {}
+    recipe = case.recipe(method, parameters=parameters, aim={"omega": omega})
+    found = case.merge(recipe, tmp_path / "out", statistics=case.statistics)
+    assert furthest(found, case.recorded("outputs", f"{label}__aim_w{omega}")) <= 1e-6
+
+
+@pytest.mark.parametrize("case_name", ["llama_f32", "llama_bf16"])
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
+def test_dare_with_recorded_masks(oracle, group, case_name, method):
+    case = oracle(case_name)
+    found, base, experts = dare_with_masks(case, group, method)
+    recorded = case.recorded("outputs", f"{method}_d0.3")
+    if case_name == "llama_f32":
+        assert furthest(found, recorded) <= 1e-6
+    else:
+        assert share_beyond_a_step(found, recorded, base, experts, density=0.3) <= 1e-3
+
+
+def dare_with_masks(case, group, method):
+    """The merge with the recorded run's masks, its inputs read in the dtype that run worked in."""
+    masks = case.recorded("masks", f"{method}_d0.3")
+    recorded = case.recorded("outputs", f"{method}_d0.3")
+    base, *experts = [as_recorded(case.weights(name), recorded) for name in ["base", *case.experts]]
+    merge = weighted_sum if method == "dare_linear" else elect
+    found = {}
+    for name, weight in base.items():
+        tensors = group(method, weight, [expert[name] for expert in experts])
+        deltas = [drop(d, masks[f"{name}#{i}"].bool(), 0.3, "density") for i, d in enumerate(tensors.deltas())]
+        found[name] = merge(tensors, deltas)
+    return found, base, experts
+
+
+def as_recorded(weights, recorded):
+    return {name: weights[name].to(recorded[name].dtype).float()[: len(recorded[name])] for name in recorded}
+
+
+def share_beyond_a_step(found, recorded, base, experts, density=1.0) -> float:
+    """The share of elements off by more than one bf16 step at the largest number that entered them.
+
+    The recorded runs round to bf16 after every operation; what lies beyond a step here is where their roundings of
+    deltas and sums add up.
+    """
+    beyond = total = 0
+    for name, expected in recorded.items():
+        deltas = [(expert[name] - base[name]) / density for expert in experts]
+        entered = [base[name], expected.float(), sum(deltas), *deltas, *(expert[name] for expert in experts)]
+        largest = torch.stack([t.abs() for t in entered]).amax(0).clamp(min=1e-30)
+        step = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 8)
+        beyond += int(((found[name].bfloat16().float() - expected.float()).abs() > step).sum())
+        total += expected.numel()
+    return beyond / total
+
+
+@pytest.mark.parametrize("case_name", ["llama_bf16", "llama_addtok_bf16", "qwen2_tied_bf16"])
+def test_bf16_task_arithmetic_within_one_step(oracle, tmp_path, without_postflight, case_name):
+    case = oracle(case_name)
+    found = case.merge(case.recipe("task_arithmetic", dtype="bfloat16"), tmp_path / "out")
+    recorded = case.recorded("outputs", "task_arithmetic")
+    assert {name: t.dtype for name, t in found.items()} == {name: t.dtype for name, t in recorded.items()}
+    base, *experts = [as_recorded(case.weights(name), recorded) for name in ["base", *case.experts]]
+    assert share_beyond_a_step(found, recorded, base, experts) <= 1e-3
+
+
+@pytest.mark.parametrize("case_name", ["llama_bf16", "llama_addtok_bf16", "qwen2_tied_bf16"])
+def test_bf16_ties_within_one_step_outside_the_cut(oracle, group, case_name):
+    """With the recorded masks: which of several equal bf16 magnitudes survive a cut is arbitrary in the recording."""
+    case = oracle(case_name)
+    masks, recorded = case.recorded("masks", "ties_d0.2"), case.recorded("outputs", "ties_d0.2")
+    base, *experts = [as_recorded(case.weights(name), recorded) for name in ["base", *case.experts]]
+    found = {}
+    for name, weight in base.items():
+        tensors = group("ties", weight, [expert[name] for expert in experts])
+        found[name] = elect(tensors, [d * masks[f"{name}#{i}"].bool() for i, d in enumerate(tensors.deltas())])
+    assert share_beyond_a_step(found, recorded, base, experts) <= 1e-3
+
+
+@pytest.mark.parametrize("case_name", ["llama_bf16", "llama_addtok_bf16", "qwen2_tied_bf16"])
+def test_bf16_aim_relaxes_as_recorded(oracle, tmp_path, without_postflight, case_name):
+    """Tied embeddings take the head's statistics, untied ones and biases stay as merged."""
+    case = oracle(case_name)
+    recipe = case.recipe("task_arithmetic", dtype="bfloat16", aim={"omega": 0.4})
+    found = case.merge(recipe, tmp_path / "out", statistics=case.statistics)
+    recorded = case.recorded("outputs", "task_arithmetic__aim_w0.4")
+    base, *experts = [as_recorded(case.weights(name), recorded) for name in ["base", *case.experts]]
+    assert share_beyond_a_step(found, recorded, base, experts) <= 1e-3
+
+
+def test_added_rows_are_cut_to_the_bases(oracle, tmp_path, without_postflight):
+    case = oracle("llama_addtok_bf16")
+    rows = len(case.weights("base")["lm_head.weight"])
+    assert len(case.weights("ft_instruct")["lm_head.weight"]) > rows
+    found = case.merge(case.recipe("linear"), tmp_path / "out")
+    assert len(found["lm_head.weight"]) == len(found["model.embed_tokens.weight"]) == rows

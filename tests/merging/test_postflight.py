@@ -1,0 +1,46 @@
+"""Postflight refuses what does not load or generate."""
+
+import shutil
+
+import pytest
+import torch
+
+from merging.checkpoint import load_tensors, save_tensors
+from merging.errors import InputError
+from merging.postflight import postflight
+
+
+@pytest.fixture
+def folder(oracle, tmp_path):
+    shutil.copytree(oracle("llama_f32").model("base"), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_whole_model_passes(folder):
+    assert postflight(folder) is None
+
+
+def test_a_missing_tensor_is_told(folder):
+    tensors, _ = load_tensors(folder / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_tensors(folder / "model.safetensors", tensors)
+    with pytest.raises(InputError, match=r"do not agree.*model.norm.weight"):
+        postflight(folder)
+
+
+def test_a_nan_is_named_and_so_is_a_missing_config(folder):
+    tensors, _ = load_tensors(folder / "model.safetensors")
+    tensors["lm_head.weight"][1, 2] = torch.nan
+    save_tensors(folder / "model.safetensors", tensors)
+    (folder / "config.json").unlink()
+    with pytest.raises(InputError) as caught:
+        postflight(folder)
+    assert len(caught.value.problems) == 2
+    assert "lm_head.weight" in str(caught.value)
+    assert "config.json" in str(caught.value)
+
+
+def test_a_tokenizer_that_does_not_load_is_refused(folder):
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="does not generate"):
+        postflight(folder)
