@@ -12,6 +12,7 @@ import yaml
 from merging.digest import file_sha256, json_digest
 from merging.errors import InputError
 from operators.hooks.object_store import MANIFEST, ObjectStore
+from operators.hooks.transfer import append_to
 
 CHUNK = 8 * 2**20
 
@@ -151,9 +152,7 @@ class S3Model:
 
 def complete(partial: Path, size: int, chunks: Callable[[int], Iterator[bytes]], moved: Callable[[int], None]) -> None:
     """Append to `partial` what `chunks(start)` gives from its end on, up to `size` bytes; `moved` hears how many."""
-    with partial.open("ab") as file:
-        if file.tell() > size:
-            file.truncate(0)
+    with append_to(partial, size) as file:
         if file.tell() == size:
             return
         for chunk in chunks(file.tell()):

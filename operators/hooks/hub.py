@@ -25,8 +25,10 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_st
 
 from merging.digest import file_sha256
 from merging.errors import InputError, TransientError
+from operators.hooks.transfer import append_to
 
 COMMIT = re.compile("[0-9a-f]{40}")
+OTHER_LENGTH = "{} sent a file of another length than it listed"
 TOKEN_HINT = "set a token that may read it as the password of the connection huggingface_default, or as HF_TOKEN"
 
 
@@ -123,9 +125,7 @@ class HubModel:
             return
 
         def ask() -> None:
-            with hub_errors(f"{self.name}: {name}", self.hub.api.endpoint), partial.open("ab") as file:
-                if file.tell() > size:
-                    file.truncate(0)
+            with hub_errors(f"{self.name}: {name}", self.hub.api.endpoint), append_to(partial, size) as file:
                 # huggingface_hub's own download keeps nothing of a broken file; http_get goes on where `partial` ends.
                 http_get(
                     self._url(name),
@@ -192,13 +192,15 @@ def hub_errors(what: str, endpoint: str) -> Iterator[None]:
             raise InputError(f"{what}: {endpoint} refuses access (HTTP {status}): {TOKEN_HINT}") from error
         if status in (408, 429) or status >= 500:
             raise TransientError(f"{what}: {endpoint} answered HTTP {status}: try again later") from error
+        if status == 416:  # nothing lies behind the bytes that came, though the listing says so
+            raise TransientError(f"{what}: {OTHER_LENGTH.format(endpoint)}") from error
         raise InputError(f"{what}: {endpoint} answered HTTP {status}") from error
     except HTTPError as error:
         raise TransientError(f"{what}: the connection to {endpoint} failed ({type(error).__name__})") from error
     except OSError as error:
         if error.errno:  # this machine's disk
             raise
-        raise TransientError(f"{what}: {endpoint} sent a file of another length than it listed") from error
+        raise TransientError(f"{what}: {OTHER_LENGTH.format(endpoint)}") from error
 
 
 def _git_blob(content: bytes) -> str:

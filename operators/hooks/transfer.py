@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from merging.digest import file_sha256
 from merging.errors import InputError, MergeflowError, TransientError
@@ -51,6 +52,15 @@ def fetch_file(model, name: str, file: dict, target: Path, moved: Callable[[int]
             )
         wrong.add(found)
     raise TransientError(f"{model.name}: {name} arrived damaged {len(wrong)} times: check the connection")
+
+
+def append_to(partial: Path, size: int) -> BinaryIO:
+    """Open `partial` at its end; one longer than the `size` bytes to come is begun anew."""
+    file = partial.open("ab")
+    if file.tell() > size:
+        file.truncate(0)
+        file.seek(0)
+    return file
 
 
 def preview_file(model, name: str, file: dict, target: Path) -> None:

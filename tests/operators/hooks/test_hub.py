@@ -118,6 +118,19 @@ def test_the_same_wrong_bytes_twice_are_an_error(hub_server, sources, make_model
     assert len(hub_server.downloads("model.safetensors")) == 2
 
 
+@pytest.mark.parametrize("length", [1000, 100_000])
+def test_a_file_of_another_length_than_listed_never_arrives(hub_server, sources, make_model, tmp_path, length):
+    files = make_model()
+    commit = hub_server.commit(REPO, files)
+    resolved = sources.resolve(REPO, tmp_path)
+    hub_server.repositories[REPO].commits[commit]["model.safetensors"] = bytes(length)
+    with pytest.raises(TransientError, match="model.safetensors: .* sent a file of another length than it listed"):
+        sources.fetch(resolved, tmp_path / "copy")
+    hub_server.repositories[REPO].commits[commit] = files
+    sources.fetch(resolved, tmp_path / "copy")
+    assert model_files(tmp_path / "copy") == resolved.files
+
+
 def test_corrupt_config_never_enters_a_digest(hub_server, sources, make_model, tmp_path):
     hub_server.commit(REPO, make_model())
     hub_server.fail("/config.json", corrupt=True)
