@@ -60,7 +60,7 @@ def _groups(rows: Sequence[Row]) -> list[tuple[str, list[Row], dict]]:
         own = f"{combination(row)}, {row['informed']}" if row["kind"] == "candidate" else row["kind"]
         groups.setdefault(own, []).append(row)
     found = []
-    for name in sorted(groups, key=lambda name: (name == "expert", name == "base", name)):
+    for name in sorted(groups, key=lambda name: (name == "base", name == "expert", name)):
         first = groups[name][0]
         candidate = first["kind"] == "candidate"
         symbol = SYMBOLS.get(first["informed"], "square") if candidate else INPUT_SYMBOLS[first["kind"]]

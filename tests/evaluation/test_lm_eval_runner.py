@@ -91,7 +91,7 @@ def test_the_examples_follow_the_seed(add_task, counting_model):
 
 
 def test_a_choice_is_scored_by_likelihood_and_has_no_length(add_task, counting_model):
-    add_task("choosing", [("3", "0"), ("6", "1"), ("6", "0")], CHOICES)
+    add_task("choosing", [("a 3", "0"), ("b 6", "1"), ("c 6", "0")], CHOICES)
     (score,) = run_benchmarks(counting_model, [Benchmark(task="choosing")])
     assert (score.metric, score.value, score.response_tokens) == ("acc,none", pytest.approx(2 / 3), None)
     assert [(row["target"], row["response"], row["response_tokens"]) for row in score.rows] == [
