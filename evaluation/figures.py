@@ -79,7 +79,9 @@ def _points(rows: Sequence[Row], x: Axis, y: Axis, every: Sequence[Axis]) -> dic
         "error_x": {**error, "array": [x.error(row) for row in rows]},
         "error_y": {**error, "array": [y.error(row) for row in rows]},
         "text": [row["name"] for row in rows],
-        "textposition": "top center",
+        # The base often lies among the experts that a benchmark does not concern: its name goes elsewhere.
+        "textposition": "bottom center" if rows[0]["kind"] == "base" else "middle right",
+        "cliponaxis": False,
         "hovertext": [_hover(row, every) for row in rows],
         "hoverinfo": "text",
     }

@@ -20,23 +20,35 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 
 @dataclass(frozen=True)
 class Axis:
-    """One objective: its name, its unit, what a stored value is multiplied by, and whether more is better."""
+    """One objective: a benchmark's score in percent, or (`math.response_tokens`) its mean response length in tokens."""
 
     name: str
-    unit: str
-    scale: float
     maximise: bool
 
     @property
+    def benchmark(self) -> str:
+        return self.name.partition(".")[0]
+
+    @property
+    def is_length(self) -> bool:
+        return "." in self.name
+
+    @property
+    def unit(self) -> str:
+        return "tokens" if self.is_length else "%"
+
+    @property
     def title(self) -> str:
-        return f"{self.name} ({self.unit})" + ("" if self.maximise else ", less is better")
+        what = f"{self.benchmark} response length" if self.is_length else self.benchmark
+        return f"{what} ({self.unit})" + ("" if self.maximise else ", less is better")
 
     def value(self, row: Row) -> float:
-        return row["scores"][self.name]["value"] * self.scale
+        score = row["scores"][self.benchmark]
+        return score["response_tokens"] if self.is_length else 100 * score["value"]
 
     def error(self, row: Row) -> float:
         """One standard error, 0 where there is none."""
-        return (row["scores"][self.name].get("stderr") or 0.0) * self.scale
+        return 0.0 if self.is_length else 100 * (row["scores"][self.benchmark]["stderr"] or 0.0)
 
     def text(self, row: Row) -> str:
         error = f" ± {self.error(row):.1f}" if self.error(row) else ""
@@ -44,12 +56,8 @@ class Axis:
 
 
 def axes(objectives: Sequence[dict[str, str]]) -> list[Axis]:
-    """The report's objectives: scores in percent, response lengths in tokens."""
-    return [
-        Axis(one["name"], "tokens" if tokens else "%", 1.0 if tokens else 100.0, one["goal"] == "maximise")
-        for one in objectives
-        for tokens in [one["name"].endswith(".response_tokens")]
-    ]
+    """The report's objectives, in its order."""
+    return [Axis(one["name"], one["goal"] == "maximise") for one in objectives]
 
 
 def axis_pairs(objectives: Sequence[dict[str, str]]) -> list[tuple[Axis, Axis]]:
