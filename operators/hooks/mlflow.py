@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -40,10 +41,12 @@ class Tracking:
         self.uri = uri.rstrip("/")
         self.shown = without_credentials(self.uri)
         check_reachable(self.uri, self.shown)
+        # MLflow's client reports its use to its makers unless told not to, before its import.
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow import MlflowClient
 
         self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-        self._members: dict[str, dict[str, Any]] = {}
+        self._families: dict[str, tuple[str, dict]] = {}
 
     def experiment(self, study: str) -> str:
         """The id of a study's experiment, made if it is not there."""
@@ -92,34 +95,29 @@ class Tracking:
 
         params = {key: str(value) for key, value in params.items()}
         with self._errors(f"record {name!r}"):
-            members = self._members_of(parent)
-            run = members.get(name)
-            if run and run.data.params != params:
-                self.client.delete_run(run.info.run_id)
+            experiment, members = self._family(parent)
+            run, recorded = members.get(name, (None, params))
+            if recorded != params:
+                self.client.delete_run(run)
                 run = None
             if run is None:
-                experiment = self.client.get_run(parent).info.experiment_id
-                run = self.client.create_run(experiment, tags={PARENT: parent, MEMBER: name}, run_name=name)
-            run_id, now = run.info.run_id, int(time.time() * 1000)
+                made = self.client.create_run(experiment, tags={PARENT: parent, MEMBER: name}, run_name=name)
+                run = made.info.run_id
+            members[name] = run, params
+            now = int(time.time() * 1000)
             self.client.log_batch(
-                run_id,
+                run,
                 metrics=[Metric(key, float(value), now, 0) for key, value in metrics.items()],
                 params=[Param(key, value) for key, value in params.items()],
                 tags=[RunTag(key, str(value)) for key, value in tags.items()],
             )
-            self.log_files(run_id, artifacts)
-            self._end(run_id, "FINISHED")
-            members[name] = self.client.get_run(run_id)
-            return run_id
+            self.log_files(run, artifacts)
+            self._end(run, "FINISHED")
+            return run
 
     def log_files(self, run: str, files: Mapping[str, Path]) -> None:
         """Store local files as artifacts, each at its path; what lay there is replaced."""
-
-        def fill(folder: Path) -> None:
-            for name, path in files.items():
-                shutil.copyfile(path, _place(folder, name))
-
-        self._upload(run, fill)
+        self.log_bytes(run, {name: path.read_bytes() for name, path in files.items()})
 
     def log_texts(self, run: str, texts: Mapping[str, str]) -> None:
         """Store texts as artifacts, each at its path."""
@@ -127,12 +125,16 @@ class Tracking:
 
     def log_bytes(self, run: str, contents: Mapping[str, bytes]) -> None:
         """Store bytes as artifacts, each at its path."""
+        with tempfile.TemporaryDirectory(prefix="mergeflow-") as folder, self._errors("store artifacts"):
 
-        def fill(folder: Path) -> None:
-            for name, content in contents.items():
-                _place(folder, name).write_bytes(content)
+            def upload(name: str) -> None:
+                path = Path(folder, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(contents[name])
+                self.client.log_artifact(run, path, PurePosixPath(name).parent.as_posix().removeprefix("."))
 
-        self._upload(run, fill)
+            with ThreadPoolExecutor(max_workers=4) as pool:
+                list(pool.map(upload, contents))
 
     def describe(self, run: str, markdown: str) -> None:
         """Set the description that heads a run's page."""
@@ -200,21 +202,18 @@ class Tracking:
         chosen, experiments = (quote(json.dumps(ids, separators=(",", ":"))) for ids in (runs, [experiment]))
         return f"{self.shown}/#/compare-runs?runs={chosen}&experiments={experiments}"
 
-    def _members_of(self, parent: str) -> dict[str, Any]:
-        if parent not in self._members:
+    def _family(self, parent: str) -> tuple[str, dict[str, tuple[str, dict[str, str]]]]:
+        """The parent's experiment, and by name the nested runs it has: their ids and parameters."""
+        if parent not in self._families:
             experiment = self.client.get_run(parent).info.experiment_id
             runs = self.client.search_runs([experiment], f"tags.`{PARENT}` = '{parent}'", max_results=10_000)
-            self._members[parent] = {run.data.tags[MEMBER]: run for run in runs if MEMBER in run.data.tags}
-        return self._members[parent]
+            members = {run.data.tags[MEMBER]: (run.info.run_id, run.data.params) for run in runs}
+            self._families[parent] = experiment, members
+        return self._families[parent]
 
     def _versions(self, model: str, digest: str) -> list[int]:
         found = self.client.search_model_versions(f"name = '{model}' and tags.`{DIGEST}` = '{digest}'")
         return sorted(int(version.version) for version in found)
-
-    def _upload(self, run: str, fill: Callable[[Path], None]) -> None:
-        with tempfile.TemporaryDirectory(prefix="mergeflow-") as folder, self._errors("store artifacts"):
-            fill(Path(folder))
-            self.client.log_artifacts(run, folder)
 
     def _end(self, run: str, status: str) -> None:
         from mlflow.environment_variables import MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT as SILENT
@@ -269,9 +268,3 @@ def without_credentials(uri: str) -> str:
     """The address as it may be shown."""
     parts = urlsplit(uri)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
-def _place(folder: Path, name: str) -> Path:
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path

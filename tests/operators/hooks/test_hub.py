@@ -1,4 +1,8 @@
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
+from huggingface_hub import hf_hub_download
 
 from merging.digest import model_files
 from merging.errors import InputError, TransientError
@@ -97,6 +101,15 @@ def test_a_later_call_goes_on_where_a_failed_one_stopped(hub_server, sources, ma
     assert model_files(tmp_path / "copy") == resolved.files
     assert moved[-1] == (resolved.size, resolved.size)
     assert max(done for done, _ in moved) == resolved.size
+
+
+def test_two_that_fetch_at_once_download_once(hub_server, sources, make_model, tmp_path):
+    hub_server.commit(REPO, make_model())
+    resolved = sources.resolve(REPO, tmp_path)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: sources.fetch(resolved, tmp_path / "copy"), range(2)))
+    assert len(hub_server.downloads("model.safetensors")) == 1
+    assert model_files(tmp_path / "copy") == resolved.files
 
 
 def test_corrupt_file_is_refused_and_fetched_again(hub_server, sources, make_model, tmp_path):
@@ -220,6 +233,15 @@ def test_a_listing_cannot_lead_outside_the_folder(hub_server, sources, make_mode
     hub_server.commit(REPO, make_model() | {"../../evil.safetensors": b"x"})
     with pytest.raises(InputError, match="'../../evil.safetensors': a file name that leads outside"):
         sources.resolve(REPO, tmp_path)
+
+
+def test_the_stand_in_hub_satisfies_huggingface_hub_itself(hub_server, make_model, tmp_path):
+    files = make_model()
+    commit = hub_server.commit(REPO, files)
+    for name, content in files.items():
+        path = hf_hub_download(REPO, name, endpoint=hub_server.url, cache_dir=tmp_path, token=False)
+        assert Path(path).read_bytes() == content
+        assert Path(path).parent.name == commit
 
 
 def test_connection_gives_endpoint_and_token(monkeypatch):
