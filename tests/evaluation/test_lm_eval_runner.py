@@ -175,6 +175,16 @@ def test_a_model_with_a_missing_weight_is_refused_by_name(add_task, counting_mod
         run_benchmarks(broken, [Benchmark(task="counting")])
 
 
+def test_a_truncated_model_file_is_refused(add_task, counting_model, tmp_path):
+    add_task("counting", QUESTIONS)
+    cut = tmp_path / "cut"
+    shutil.copytree(counting_model, cut)
+    weights = cut / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(InputError, match="cut: cannot be loaded"):
+        run_benchmarks(cut, [Benchmark(task="counting")])
+
+
 def test_a_model_that_brings_its_own_code_is_refused(add_task, counting_model, tmp_path):
     add_task("counting", QUESTIONS)
     foreign = tmp_path / "foreign"
