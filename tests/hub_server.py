@@ -46,17 +46,21 @@ class HubServer:
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
         self.lock = threading.Lock()
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        handler = type("Handler", (_Handler,), {"hub": self})
+        # Like the real hub, weights come from another origin, to which no token may go.
+        self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler) for _ in range(2)]
+        self.url, self.cdn_url = (f"http://127.0.0.1:{server.server_port}" for server in self.servers)
 
     def __enter__(self) -> "HubServer":
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        for server in self.servers:
+            server.daemon_threads = True
+            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
-        self.http.shutdown()
-        self.http.server_close()
+        for server in self.servers:
+            server.shutdown()
+            server.server_close()
 
     def commit(self, repo: str, files: dict[str, bytes], branch: str = "main", card: dict | None = None) -> str:
         """Make `files` the content of a branch; returns the new commit."""
@@ -154,7 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_file(content, headers | {"ETag": f'"{_git_blob(content)}"'}, fault)
             return
         headers |= {"X-Linked-Size": str(len(content)), "X-Linked-Etag": f'"{_sha256(content)}"'}
-        self.send(302, b"", headers | {"Location": f"{self.hub.url}/lfs/{repo}/{commit}/{name}"})
+        self.send(302, b"", headers | {"Location": f"{self.hub.cdn_url}/lfs/{repo}/{commit}/{name}"})
 
     def send_file(self, content: bytes, headers: dict[str, str], fault: Fault | None):
         if fault and fault.corrupt:

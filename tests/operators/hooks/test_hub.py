@@ -190,7 +190,16 @@ def test_gated_model_needs_the_right_token(hub_server, sources, make_model, tmp_
         sources.resolve(REPO, tmp_path)
     assert "hf_" not in str(error.value)
     hub_server.repositories[REPO].token = "hf_secret"
-    sources.resolve(REPO, tmp_path)
+    sources.fetch(sources.resolve(REPO, tmp_path), tmp_path / "copy")
+
+
+def test_the_token_stays_with_the_hub(hub_server, sources, make_model, tmp_path):
+    hub_server.commit(REPO, make_model())
+    resolved = sources.resolve(REPO, tmp_path)
+    sources.preview(resolved, tmp_path / "preview")
+    sources.fetch(resolved, tmp_path / "copy")
+    sent = {(request.path.startswith("/lfs/"), request.authorization) for request in hub_server.requests}
+    assert sent == {(False, "Bearer hf_secret"), (True, None)}
 
 
 def test_forbidden_is_terminal(hub_server, sources, make_model, tmp_path):
