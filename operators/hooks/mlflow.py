@@ -234,12 +234,15 @@ class Tracking:
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:
         from mlflow.exceptions import MlflowException
+        from requests import RequestException
 
         try:
             yield
         except MlflowException as error:
             reason = f"MLflow at {self.shown} cannot {what}: {str(error).splitlines()[0]}".replace(self.uri, self.shown)
             raise (InputError if error.error_code in TERMINAL else TransientError)(reason) from None
+        except RequestException as error:  # artifacts travel past MLflow's own error handling
+            raise TransientError(f"MLflow at {self.shown} cannot {what} ({type(error).__name__})") from None
 
 
 def tracking(conn_id: str = "mlflow_default") -> Tracking:

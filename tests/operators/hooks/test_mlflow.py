@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+import requests
 from mlflow import MlflowClient
 
 from merging.errors import InputError, TransientError
@@ -159,6 +160,15 @@ def test_what_mlflow_refuses_is_the_users_to_correct(track, parent):
 def test_a_run_that_is_gone_is_not_a_traceback(track):
     with pytest.raises(TransientError, match="cannot end a run"):
         track.finish("0" * 32, "FINISHED")
+
+
+def test_artifacts_that_cannot_be_stored_are_transient(track, parent, monkeypatch):
+    def refuse(*_):
+        raise requests.HTTPError("500 Server Error")
+
+    monkeypatch.setattr(track.client, "log_artifact", refuse)
+    with pytest.raises(TransientError, match=r"cannot store artifacts \(HTTPError\)"):
+        track.log_texts(parent, {"a.txt": "x"})
 
 
 def test_connection_names_the_server(mlflow_server, monkeypatch):
