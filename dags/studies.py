@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from airflow.sdk import DAG, Param, task_group
+from airflow.sdk import DAG, Param, TaskGroup, task, task_group
 
 from evaluation.study import Study
 from merging.errors import InputError
@@ -17,7 +17,7 @@ from operators.calibrate import CalibrateOperator
 from operators.fetch import FetchOperator
 from operators.invalid import invalid_study_dag
 from operators.merge import MergeOperator
-from operators.plan import PlanOperator
+from operators.plan import PlanOperator, mark_failed
 from operators.promote import PromoteOperator
 from operators.select import SelectOperator
 
@@ -35,6 +35,15 @@ DEFAULTS = {
 }
 
 
+STEPS = ("fetch", "calibrate", "benchmark_inputs", "candidates")
+
+
+@task
+def members(plan: dict, step: str) -> list[str]:
+    """What a mapped step has to work on; Airflow maps over nothing but a task's whole return value."""
+    return plan[step]
+
+
 def study_dag(path: Path, study: Study) -> DAG:
     with DAG(
         study.name,
@@ -45,24 +54,27 @@ def study_dag(path: Path, study: Study) -> DAG:
         default_args=DEFAULTS,
         doc_md=study.describe(),
         tags=["mergeflow"],
+        on_failure_callback=mark_failed,
     ) as dag:
         plan = PlanOperator(task_id="plan", study_file=str(path))
+        with TaskGroup("todo", tooltip="What no earlier run has done"):
+            todo = {step: members.override(task_id=step)(plan.output, step) for step in STEPS}
         named = {"plan": plan.output["plan"], "map_index_template": "{{ task.member }}"}
         heavy = {**named, "pool": "gpu"}
 
-        fetch = FetchOperator.partial(task_id="fetch", **named).expand(member=plan.output["fetch"])
-        calibrate = CalibrateOperator.partial(task_id="calibrate", **heavy).expand(member=plan.output["calibrate"])
-        measure = BenchmarkOperator.partial(task_id="benchmark_inputs", **heavy).expand(member=plan.output["measure"])
+        fetch = FetchOperator.partial(task_id="fetch", **named).expand(member=todo["fetch"])
+        calibrate = CalibrateOperator.partial(task_id="calibrate", **heavy).expand(member=todo["calibrate"])
+        measure = BenchmarkOperator.partial(task_id="benchmark_inputs", **heavy).expand(member=todo["benchmark_inputs"])
 
         @task_group
         def candidate(member: str) -> None:
             merge = MergeOperator(task_id="merge", member=member, **heavy)
             merge >> BenchmarkOperator(task_id="benchmark", member=member, **heavy)
 
-        candidates = candidate.expand(member=plan.output["make"])
+        candidates = candidate.expand(member=todo["candidates"])
         select = SelectOperator(task_id="select", plan=plan.output["plan"])
 
-        fetch >> [calibrate, measure]
+        fetch >> [calibrate, measure, candidates]
         calibrate >> candidates
         [measure, candidates] >> select >> PromoteOperator(task_id="promote", plan=plan.output["plan"])
     return dag

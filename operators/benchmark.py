@@ -28,7 +28,7 @@ class BenchmarkOperator(StudyStep):
             benchmarks = [plan.study.benchmarks[name] for name in wanted]
             scores = run_benchmarks(model, benchmarks, device=device(), progress=log_lines())
             for (name, digest), score in zip(wanted.items(), scores, strict=True):
-                log.info("%s: %.1f %% +- %.1f", name, 100 * score.value, 100 * score.stderr)
+                log.info("%s: %.1f %% +- %.1f", name, 100 * score.value, 100 * (score.stderr or 0))
                 _publish(store, digest, score, member.digest, force=plan.force)
         return [store.uri("scores", digest) for digest in member.scores.values()]
 

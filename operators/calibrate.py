@@ -20,6 +20,7 @@ class CalibrateOperator(StudyStep):
 
             base = store.local("models", plan.model("base").digest)
             with store.scratch() as folder:
+                (folder / "out").mkdir()
                 texts = store.download(
                     f"texts/{wanted.texts_sha256}.jsonl", folder / "texts.jsonl", wanted.texts_sha256
                 )

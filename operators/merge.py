@@ -16,7 +16,6 @@ class MergeOperator(StudyStep):
         candidate = plan.member(self.member)
         if plan.force or store.manifest("models", candidate.digest) is None:
             from merging.engine import merge
-
             from merging.recipe import Recipe
 
             recipe = Recipe.parse(candidate.recipe)
@@ -31,6 +30,7 @@ class MergeOperator(StudyStep):
                     recipe,
                     folder / "out",
                     models=models,
+                    digests=by_reference,
                     statistics=statistics,
                     progress=log_lines(),
                     metadata=metadata,

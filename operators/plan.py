@@ -33,9 +33,8 @@ class PlanOperator(BaseOperator):
         with typed_errors():
             store = object_store.from_connection()
             study = with_limit(Study.load(self.study_file), context["params"]["limit"])
-            run = re.sub(r"[^\w.-]", "-", context["run_id"])
-            plan = self._plan(store, study, run, context["params"])
-            key = f"studies/{study.name}/{run}/plan.json"
+            plan = self._plan(store, study, run_name(context["run_id"]), context["params"])
+            key = f"studies/{study.name}/{plan.run}/plan.json"
             store.write_json(key, plan.model_dump(mode="json"))
             run_url = open_parent_run(plan, context)
         _log_plan(plan, run_url)
@@ -43,8 +42,8 @@ class PlanOperator(BaseOperator):
             "plan": store.uri(key),
             "fetch": plan.to_fetch(),
             "calibrate": plan.to_calibrate(),
-            "measure": plan.to_measure(),
-            "make": plan.to_make(),
+            "benchmark_inputs": plan.to_measure(),
+            "candidates": plan.to_make(),
         }
 
     def _plan(self, store: ObjectStore, study: Study, run: str, params: Any) -> StudyPlan:
@@ -85,6 +84,18 @@ def _missing(store: ObjectStore, plan: StudyPlan) -> Iterable[str]:
         yield from (digest for digest in member.scores.values() if absent("scores", digest))
     if plan.calibration and absent("calibrations", plan.calibration.digest):
         yield plan.calibration.digest
+
+
+def mark_failed(context: Any) -> None:
+    """A DAG run that failed ends its MLflow run as failed; clearing a task opens it again."""
+    track = tracking()
+    run = run_name(context["run_id"])
+    track.finish(track.parent_run(track.experiment(context["dag_run"].dag_id), run, {}), "FAILED")
+
+
+def run_name(run_id: str) -> str:
+    """A DAG run's id as part of an address."""
+    return re.sub(r"[^\w.-]", "-", run_id)
 
 
 def open_parent_run(plan: StudyPlan, context: Any) -> str:

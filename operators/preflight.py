@@ -11,7 +11,6 @@ from typing import Any
 from evaluation.candidates import expand
 from evaluation.study import Study
 from merging.errors import InputError
-from merging.preflight import preflight
 from operators.hooks.sources import ResolvedModel, Sources
 
 
@@ -53,6 +52,8 @@ def _reference(model: ResolvedModel) -> str:
 
 def _preflight_all(study: Study, references: Mapping[str, str], previews: Mapping[str, Path]) -> list[str]:
     """The problems of all recipes, each once; recipes that differ in parameters alone are looked at once."""
+    from merging.preflight import preflight
+
     problems: dict[str, None] = {}
     seen = set()
     for candidate in expand(study, references):

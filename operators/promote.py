@@ -23,18 +23,14 @@ class PromoteOperator(StudyStep):
     """Adds versions and aliases to the run's report. A checkpoint registered before keeps its version."""
 
     def work(self, store: ObjectStore, plan: StudyPlan, context: Any) -> list[int]:
-        track = tracking()
         report = store.read_json(report_key(plan))
-        try:
-            if not plan.promote:
-                raise AirflowSkipException("this run was asked not to promote")
-            if plan.study.promotion is None:
-                raise AirflowSkipException("the study has no `promotion`")
-            if not report["ranking"]:
-                raise AirflowSkipException(_nobody(report))
-            self._register(store, track, plan, report)
-        finally:
-            track.finish(track.parent_run(track.experiment(plan.study.name), plan.run, {}), "FINISHED")
+        if not plan.promote:
+            raise AirflowSkipException("this run was asked not to promote")
+        if plan.study.promotion is None:
+            raise AirflowSkipException("the study has no `promotion`")
+        if not report["ranking"]:
+            raise AirflowSkipException(_nobody(report))
+        self._register(store, tracking(), plan, report)
         store.write_json(report_key(plan), report)
         return [row["version"] for row in report["rows"] if row["version"]]
 

@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 
 from evaluation.plan import PlannedCandidate, PlannedModel, StudyPlan
-from evaluation.report import build_report
 from merging.errors import TransientError
 from operators.hooks.mlflow import tracking
 from operators.hooks.object_store import ObjectStore
@@ -23,7 +22,8 @@ class SelectOperator(StudyStep):
     """Returns the address of the run's report.json."""
 
     def work(self, store: ObjectStore, plan: StudyPlan, context: Any) -> str:
-        from evaluation.figures import front_figure, table_markdown
+        from evaluation.figures import table_markdown
+        from evaluation.report import build_report
 
         scores = gather_scores(store, plan)
         report = build_report(plan, {digest: manifest["score"] for digest, manifest in scores.items()})
@@ -33,19 +33,32 @@ class SelectOperator(StudyStep):
         with store.scratch() as folder:
             for row in report["rows"]:
                 member = plan.member(row["name"])
-                artifacts = _artifacts(store, plan, member, scores, folder / row["digest"][:16])
+                artifacts = _artifacts(store, member, scores, folder / row["digest"][:16])
                 row["mlflow_run"] = track.log_member(parent, **_record(plan, member, row), artifacts=artifacts)
-            figures = front_figure(report["rows"], report["objectives"])
-            track.log_texts(
-                parent,
-                {"front.html": figures.html, "candidates.md": table_markdown(report["rows"], report["objectives"])},
-            )
-            track.log_bytes(parent, {"front.png": figures.png})
+            track.log_files(parent, _pictures(report, folder))
         report["mlflow_url"] = track.run_url(experiment, parent)
-        key = report_key(plan)
-        store.write_json(key, report)
+        report["compare_url"] = track.compare_url(
+            experiment, [row["mlflow_run"] for row in report["rows"] if row["kind"] == "candidate"]
+        )
+        table = table_markdown(report["rows"], report["objectives"])
+        track.describe(parent, f"[Compare all runs]({report['compare_url']})\n\n{table}")
+        store.write_json(report_key(plan), report)
+        track.finish(parent, "FINISHED")
         log.info("%d of %d candidates are on the front", *_count(report["rows"]))
-        return store.uri(key)
+        log.info("MLflow: %s", report["mlflow_url"])
+        return store.uri(report_key(plan))
+
+
+def _pictures(report: dict[str, Any], folder: Path) -> dict[str, Path]:
+    """The front as page and picture, and the table, by the path they get in MLflow."""
+    from evaluation.figures import front_html, front_png, table_markdown
+
+    rows, objectives = report["rows"], report["objectives"]
+    files = {name: folder / name for name in ("front.html", "front.png", "candidates.md")}
+    files["front.html"].write_text(front_html(rows, objectives))
+    front_png(rows, objectives, files["front.png"])
+    files["candidates.md"].write_text(table_markdown(rows, objectives))
+    return files
 
 
 def gather_scores(store: ObjectStore, plan: StudyPlan) -> dict[str, dict[str, Any]]:
@@ -72,8 +85,8 @@ def _record(plan: StudyPlan, member: PlannedModel | PlannedCandidate, row: dict[
     if isinstance(member, PlannedCandidate):
         params |= {"method": member.method, "informed": member.informed, "combination": "+".join(member.combination)}
         params |= {key: str(value) for key, value in member.parameters.items()}
-        if member.omega is not None:
-            params["omega"] = str(member.omega)
+        # omega 1 is the identity; MLflow would draw a plain merge without omega above all others.
+        params["omega"] = "1" if member.omega is None else str(member.omega)
     else:
         params |= {"method": "none", "informed": "none", "source": member.reference}
     tags = {
@@ -89,9 +102,7 @@ def _record(plan: StudyPlan, member: PlannedModel | PlannedCandidate, row: dict[
     }
 
 
-def _artifacts(
-    store: ObjectStore, plan: StudyPlan, member: Any, scores: dict[str, dict[str, Any]], folder: Path
-) -> dict[str, Path]:
+def _artifacts(store: ObjectStore, member: Any, scores: dict[str, dict[str, Any]], folder: Path) -> dict[str, Path]:
     """Recipe, scores and samples of a member as local files, by the path they get in MLflow."""
     folder.mkdir()
     artifacts = {}

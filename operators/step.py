@@ -10,8 +10,8 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from evaluation.plan import StudyPlan
-from merging.errors import InputError, TransientError
-from operators.hooks import hub, object_store
+from merging.errors import InputError, MergeflowError
+from operators.hooks import object_store
 from operators.hooks.object_store import ObjectStore
 from operators.hooks.sources import Sources
 
@@ -48,17 +48,19 @@ def report_key(plan: StudyPlan) -> str:
 
 @contextmanager
 def typed_errors() -> Iterator[None]:
-    """InputError ends the task for good; TransientError is left to Airflow's retries. Both fit one log line."""
+    """InputError ends the task for good; what else we report is left to Airflow's retries."""
     try:
         yield
     except InputError as error:
         raise AirflowFailException(str(error)) from None
-    except TransientError as error:
+    except MergeflowError as error:
         raise AirflowException(str(error)) from None
 
 
 def sources(store: ObjectStore) -> Sources:
     """Where input models come from: the hub of huggingface_default, local folders, S3 by aws_default."""
+    from operators.hooks import hub
+
     return Sources(store.cache / "sources", hub.from_connection(), store.client)
 
 

@@ -78,7 +78,7 @@ class S3Model:
         self.objects: dict[str, dict] = {}
 
     def sizes(self) -> dict[str, int]:
-        with self.store._errors(f"list {self.name}"):
+        with self.store.errors(f"list {self.name}"):
             pages = self.store.client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.store.bucket, Prefix=self.prefix
             )
@@ -100,12 +100,12 @@ class S3Model:
     def read(self, name: str, start: int, count: int) -> bytes:
         if count == 0:
             return b""
-        with self._errors(name):
+        with self.errors(name):
             found = self._get(name, Range=f"bytes={start}-{start + count - 1}")
             return found["Body"].read()
 
     def copy(self, name: str, size: int, partial: Path, moved: Callable[[int], None]) -> None:
-        with self._errors(name):
+        with self.errors(name):
             complete(partial, size, lambda start: self._chunks(name, start), moved)
 
     def _manifest(self) -> dict[str, str]:
@@ -126,7 +126,7 @@ class S3Model:
         entry = self.objects[name]
 
         def stream() -> str:
-            with self._errors(name):
+            with self.errors(name):
                 digest = hashlib.sha256()
                 for chunk in self._chunks(name, 0) if entry["Size"] else ():
                     digest.update(chunk)
@@ -144,7 +144,7 @@ class S3Model:
     @contextmanager
     def _errors(self, name: str) -> Iterator[None]:
         try:
-            with self.store._errors(f"read {self.prefix}{name}"):
+            with self.store.errors(f"read {self.prefix}{name}"):
                 yield
         except FileNotFoundError:
             raise InputError(f"{self.name}: {name} is not there any more") from None

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
 from merging.digest import file_sha256
 from merging.errors import InputError, MergeflowError, TransientError
@@ -117,7 +117,7 @@ class ObjectStore:
         """Write the object at `key` to `path`, which must then have the digest `sha256`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with self._errors(f"read {key}"), path.open("wb") as content:
+            with self.errors(f"read {key}"), path.open("wb") as content:
                 self.client.download_fileobj(self.bucket, key, content)
         except FileNotFoundError:
             raise TransientError(f"{self.uri(key)} is missing, though something refers to it") from None
@@ -127,13 +127,13 @@ class ObjectStore:
 
     def upload(self, key: str, path: Path) -> None:
         """Write a local file to `key`."""
-        with self._errors(f"write {key}"), path.open("rb") as content:
+        with self.errors(f"write {key}"), path.open("rb") as content:
             self.client.upload_fileobj(content, self.bucket, key)
 
     def read_json(self, key: str) -> dict[str, Any] | None:
         """The JSON object at `key`, or None if there is none."""
         try:
-            with self._errors(f"read {key}"):
+            with self.errors(f"read {key}"):
                 return json.loads(self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read())
         except FileNotFoundError:
             return None
@@ -143,7 +143,7 @@ class ObjectStore:
         condition = {"IfNoneMatch": "*"} if only_if_absent else {}
         body = json.dumps(value, indent=1).encode()
         try:
-            with self._errors(f"write {key}"):
+            with self.errors(f"write {key}"):
                 self.client.put_object(
                     Bucket=self.bucket, Key=key, Body=body, ContentType="application/json", **condition
                 )
@@ -152,11 +152,14 @@ class ObjectStore:
         return True
 
     @contextmanager
-    def _errors(self, what: str):
+    def errors(self, what: str):
+        """Type what goes wrong within: see the class; FileNotFoundError and FileExistsError for keys."""
         try:
             yield
         except ClientError as error:
             raise _typed(error, f"cannot {what} in bucket {self.bucket}") from None
+        except (NoCredentialsError, PartialCredentialsError) as error:
+            raise InputError(f"cannot {what} in bucket {self.bucket}: {error}; give AWS credentials") from None
         except (BotoCoreError, OSError) as error:
             if isinstance(error, OSError) and error.errno:
                 raise MergeflowError(f"cannot {what}: {error}") from None

@@ -57,6 +57,15 @@ def test_parsing_imports_nothing_heavy(parsed):
 
 def test_the_dag_has_the_shape_of_the_picture(parsed):
     assert set(parsed["dags"]["tiny"]["edges"]) == {
+        "plan -> todo.fetch",
+        "plan -> todo.calibrate",
+        "plan -> todo.benchmark_inputs",
+        "plan -> todo.candidates",
+        "todo.fetch -> fetch",
+        "todo.calibrate -> calibrate",
+        "todo.benchmark_inputs -> benchmark_inputs",
+        "todo.candidates -> candidate.merge",
+        "todo.candidates -> candidate.benchmark",
         "plan -> fetch",
         "plan -> calibrate",
         "plan -> benchmark_inputs",
@@ -66,6 +75,7 @@ def test_the_dag_has_the_shape_of_the_picture(parsed):
         "plan -> promote",
         "fetch -> calibrate",
         "fetch -> benchmark_inputs",
+        "fetch -> candidate.merge",
         "calibrate -> candidate.merge",
         "candidate.merge -> candidate.benchmark",
         "benchmark_inputs -> select",
