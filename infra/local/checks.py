@@ -13,14 +13,16 @@ from infra.local.settings import HOST
 from merging.errors import InputError
 
 
-def find_program(name: str) -> Path:
-    """The program of that name beside this Python, else on PATH."""
+def program(name: str) -> Path:
+    """Where the program of that name is, or would be: beside this Python, else on PATH."""
     beside = Path(sys.executable).with_name(name)
-    if beside.is_file() and os.access(beside, os.X_OK):
-        return beside
-    if found := shutil.which(name):
-        return Path(found)
-    raise InputError(f"the program {name!r} was not found in {beside.parent} or on PATH; run `make install`")
+    return beside if beside.exists() else Path(shutil.which(name) or beside)
+
+
+def require_program(name: str) -> None:
+    path = program(name)
+    if not os.access(path, os.X_OK):
+        raise InputError(f"the program {name!r} is neither at {path} nor on PATH; run `make install`")
 
 
 def require_free_ports(ports: Iterable[int], service: str, setting: str) -> None:

@@ -4,13 +4,15 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from infra.local.checks import find_program, require_free_ports
+from infra.local.checks import program, require_free_ports, require_free_space, require_program
 from infra.local.credentials import Credentials, write_private
 from infra.local.environment import REGION, process_environment
 from infra.local.process import Process, wait_until
 from infra.local.settings import HOST, Settings
 
 READY_KEY = ".ready"
+# Its volumes hold 256 MB each and it opens up to fourteen of them at the first writes.
+SPACE_NEEDED = 5 * 10**9
 
 
 class ObjectStore:
@@ -18,41 +20,39 @@ class ObjectStore:
 
     def __init__(self, settings: Settings, credentials: Credentials):
         self.settings, self.credentials = settings, credentials
-        self.process: Process | None = None
-
-    def start(self) -> None:
-        """Start the server.
-
-        Raises:
-            InputError: the program is missing or a port is in use.
-        """
-        weed = find_program("weed")
-        require_free_ports(self.settings.s3_ports, "SeaweedFS", "MERGEFLOW_S3_PORT")
-        data = self.settings.home / "s3"
-        data.mkdir(parents=True, exist_ok=True)
-        identities = data.parent / "s3-identities.json"
-        write_private(identities, json.dumps(_identities(self.credentials)))
+        self.data, self.identities = settings.home / "s3", settings.home / "s3-identities.json"
         self.process = Process(
             "SeaweedFS",
-            [weed, *_arguments(data, identities, self.settings.s3_ports)],
-            log=self.settings.logs / "seaweedfs.log",
-            environment={**process_environment(self.settings, self.credentials), "GOMEMLIMIT": "200MiB"},
-            directory=data,
+            [program("weed"), *_arguments(self.data, self.identities, settings.s3_ports)],
+            log=settings.logs / "seaweedfs.log",
+            environment={**process_environment(settings, credentials), "GOMEMLIMIT": "200MiB"},
+            directory=self.data,
             # A graceful stop waits 15 s for its own subscriptions; what it has acknowledged survives a kill.
             patience=1.0,
         )
+        self.processes = [self.process]
+
+    def check(self) -> None:
+        """Raise InputError if the server cannot be started."""
+        require_program("weed")
+        require_free_space(self.settings.home, SPACE_NEEDED)
+        require_free_ports(self.settings.s3_ports, "SeaweedFS", "MERGEFLOW_S3_PORT")
+
+    def start(self) -> None:
+        """Start the server."""
+        self.check()
+        write_private(self.identities, json.dumps(_identities(self.credentials)))
         self.process.start()
 
-    def wait(self, others: tuple[Process, ...] = ()) -> None:
-        """Return once the bucket exists and takes and gives back an object."""
-        wait_until(self._answers, self.process, others)
+    def wait(self) -> None:
+        """Return once the bucket exists and takes and gives back an object; StartError if it does not."""
+        wait_until(self._answers, self.processes)
 
     def stop(self) -> None:
-        if self.process:
-            self.process.stop()
-            for port in self.settings.s3_ports:
-                for kind in ("master-grpc", "volume-grpc", "filer-grpc", "s3-grpc", "filer", "s3"):
-                    Path(f"/tmp/seaweedfs-{kind}-{port}.sock").unlink(missing_ok=True)
+        self.process.stop()
+        for port in self.settings.s3_ports:
+            for kind in ("master-grpc", "volume-grpc", "filer-grpc", "s3-grpc", "filer", "s3"):
+                Path(f"/tmp/seaweedfs-{kind}-{port}.sock").unlink(missing_ok=True)
 
     def client(self):
         """A boto3 S3 client that does not retry."""
@@ -105,6 +105,7 @@ def _arguments(data: Path, identities: Path, ports: range) -> list[str]:
         f"-volume.port={volume}",
         f"-volume.port.grpc={volume_grpc}",
         "-volume.max=0",
+        "-volume.minFreeSpace=500MiB",
         "-volume.preStopSeconds=0",
         f"-filer.port={filer}",
         f"-filer.port.grpc={filer_grpc}",

@@ -1,7 +1,6 @@
 """Start a program, wait until it is ready, stop it with everything it started."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,19 +13,20 @@ from pathlib import Path
 import psutil
 
 from infra.local import tied
+from infra.local.signals import signals_held_back
 from merging.errors import MergeflowError
 
 TAIL_LINES = 15
 
 
 class StartError(MergeflowError):
-    """A program ended, or did not answer, while it was being started."""
+    """A program ended that should run, or did not answer in time."""
 
 
 class Process:
     """A program in a session of its own: the session holds all its descendants, whatever their parents.
 
-    `stop_signal` asks it to end; `patience` is how long it may take, in seconds, before its session is killed.
+    `patience` is how long it may take to end when asked to, in seconds, before its session is killed.
     """
 
     def __init__(
@@ -37,21 +37,22 @@ class Process:
         log: Path,
         environment: Mapping[str, str],
         directory: Path,
-        stop_signal: signal.Signals = signal.SIGTERM,
         patience: float = 10.0,
     ):
         self.name, self.command, self.log = name, [str(part) for part in command], log
         self.environment, self.directory = dict(environment), directory
-        self.stop_signal, self.patience = stop_signal, patience
+        self.patience = patience
         self._popen: subprocess.Popen | None = None
         self._log_start = 0
+        self._deadline: float | None = None
 
     def start(self) -> None:
         """Start it with its output appended to the log file. To be called from the main thread (see tied.py)."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.directory.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
-            self._log_start = log.tell()
+        # A signal between the fork and the assignment would leave a process that no one knows of.
+        with self.log.open("ab") as log, signals_held_back():
+            self._log_start, self._deadline = log.tell(), None
             self._popen = subprocess.Popen(
                 [sys.executable, "-I", tied.__file__, str(os.getpid()), *self.command],
                 stdin=subprocess.DEVNULL,
@@ -63,7 +64,8 @@ class Process:
             )
 
     @property
-    def session(self) -> int | None:
+    def pid(self) -> int | None:
+        """Its process id, which is also the id of its session."""
         return self._popen.pid if self._popen else None
 
     @property
@@ -78,36 +80,52 @@ class Process:
             return "\n".join(log.read().decode(errors="replace").splitlines()[-TAIL_LINES:])
 
     def request_stop(self) -> None:
-        if self._popen and self._popen.poll() is None:
-            self._popen.send_signal(self.stop_signal)
+        """Ask it to end; `stop` then waits for the rest of its patience only."""
+        if self._popen and self._deadline is None:
+            self._deadline = time.monotonic() + self.patience
+            if self._popen.poll() is None:
+                self._popen.terminate()
 
     def stop(self) -> None:
-        """Ask it to end, give it `patience` seconds, and leave nothing of it behind."""
+        """End it, and leave nothing of it behind."""
         if not self._popen:
             return
         self.request_stop()
         try:
             with suppress(subprocess.TimeoutExpired):
-                self._popen.wait(self.patience)
+                self._popen.wait(max(0.0, self._deadline - time.monotonic()))
         finally:
             end_session(self._popen.pid)
             self._popen.wait()
 
 
-def wait_until(ready: Callable[[], bool], process: Process, others: Sequence[Process] = (), timeout: float = 120) -> None:
+def stop_all(processes: Sequence[Process]) -> None:
+    """Stop them at the same time."""
+    for process in processes:
+        process.request_stop()
+    for process in processes:
+        process.stop()
+
+
+def wait_until(ready: Callable[[], bool], processes: Sequence[Process], timeout: float = 120) -> None:
     """Return once `ready()` is true.
 
     Raises:
-        StartError: `process` or one of `others` ended meanwhile, or `timeout` seconds passed; with the last log lines.
+        StartError: one of `processes` ended meanwhile, or `timeout` seconds passed; with its last log lines.
     """
     deadline = time.monotonic() + timeout
     while not ready():
-        for one in (process, *others):
-            if one.exit_status is not None:
-                raise StartError(f"{one.name} stopped while starting (exit status {one.exit_status}){_evidence(one)}")
+        require_running(processes)
         if time.monotonic() > deadline:
-            raise StartError(f"{process.name} was not ready after {timeout:.0f} seconds{_evidence(process)}")
+            raise StartError(f"{processes[0].name} was not ready after {timeout:.0f} seconds{_evidence(processes[0])}")
         time.sleep(0.1)
+
+
+def require_running(processes: Sequence[Process]) -> None:
+    """Raise StartError with the last log lines of the first that has ended."""
+    for process in processes:
+        if process.exit_status is not None:
+            raise StartError(f"{process.name} stopped (exit status {process.exit_status}){_evidence(process)}")
 
 
 def answers(url: str) -> bool:

@@ -17,4 +17,6 @@ def test_an_artifact_logged_through_mlflow_is_in_the_bucket(object_store, mlflow
         region_name="us-east-1",
     )
     listing = s3.list_objects_v2(Bucket=object_store.bucket, Prefix="mlflow/")
-    assert [item["Key"] for item in listing["Contents"] if item["Key"].endswith(f"{run.info.run_id}/artifacts/note.txt")]
+    assert [
+        item["Key"] for item in listing["Contents"] if item["Key"].endswith(f"{run.info.run_id}/artifacts/note.txt")
+    ]

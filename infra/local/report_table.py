@@ -1,0 +1,76 @@
+"""A study's report as a table, and where to look next."""
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from infra.local.settings import Settings
+
+
+def print_report(report: dict, settings: Settings, console: Console) -> None:
+    """Print a report.json, what of it earlier runs had done, and where to look."""
+    console.print(_table(report))
+    reused = {step: count for step, count in report["reused"].items() if count}
+    if reused:
+        counts = ", ".join(f"{step} {count}" for step, count in reused.items())
+        console.print(f"Taken over from earlier runs: {counts}", highlight=False)
+    else:
+        console.print("Nothing was there from earlier runs: everything was computed.")
+    console.print("Where to look: `make up`, then", highlight=False)
+    console.print(f"  the run      {settings.airflow_url}/dags/{report['study']}/runs/{report['run']}", soft_wrap=True)
+    console.print(f"  the scores   {report.get('mlflow_url') or settings.mlflow_url}", soft_wrap=True)
+    console.print(f"  the files    {settings.home}; logs in {settings.logs}", highlight=False, soft_wrap=True)
+
+
+def summary(report: dict) -> str:
+    """`study tiny: 24 candidates, 5 on the front, champion ties(d=0.5) math+code (version 3)`"""
+    candidates = [row for row in report["rows"] if row["kind"] == "candidate"]
+    front = sum(row["on_front"] for row in candidates)
+    champion = report.get("champion")
+    chosen = f"champion {champion['name']} (version {champion['version']})" if champion else "no champion"
+    return f"study {report['study']}: {len(candidates)} candidates, {front} on the front, {chosen}"
+
+
+def _table(report: dict) -> Table:
+    objectives = report["objectives"]
+    table = Table(title=f"Study {report['study']}: scores ± standard error, %", title_justify="left")
+    table.add_column("model", overflow="fold")
+    for objective in objectives:
+        lower = " (lower is better)" if objective["goal"] == "minimise" else ""
+        table.add_column(objective["name"] + lower, justify="right", no_wrap=not lower)
+    for heading in ("front", "hypervolume gain", "registry", ""):
+        table.add_column(heading, justify="right" if heading == "hypervolume gain" else "left")
+    for row in sorted(report["rows"], key=_rank):
+        table.add_row(
+            escape(row["name"]),
+            *(_score(row["scores"].get(objective["name"])) for objective in objectives),
+            "yes" if row["on_front"] else "",
+            "" if row["hypervolume_gain"] is None else f"{row['hypervolume_gain']:.4f}",
+            _registry(row, report),
+            "reused" if row["reused"] else "",
+            style="bold" if row["on_front"] else None,
+        )
+    return table
+
+
+def _rank(row: dict) -> tuple:
+    """Candidates before the models they were made of; the front first, by gain."""
+    return row["kind"] != "candidate", not row["on_front"], -(row["hypervolume_gain"] or 0.0), row["name"]
+
+
+def _score(score: dict | None) -> str:
+    """A share in percent; a number above 1 (a length) as it is."""
+    if score is None:
+        return ""
+    scale, digits = (100, 1) if 0 <= score["value"] <= 1 else (1, 1)
+    error = f" ± {score['stderr'] * scale:.{digits}f}" if score.get("stderr") is not None else ""
+    return f"{score['value'] * scale:.{digits}f}{error}"
+
+
+def _registry(row: dict, report: dict) -> str:
+    if row.get("version") is None:
+        return ""
+    aliases = [
+        alias for alias in ("champion", "challenger") if report.get(alias) and report[alias]["name"] == row["name"]
+    ]
+    return f"version {row['version']}" + (f" ({', '.join(aliases)})" if aliases else "")
