@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ class PlanOperator(BaseOperator):
         with typed_errors():
             store = object_store.from_connection()
             study = with_limit(Study.load(self.study_file), context["params"]["limit"])
-            plan = self._plan(store, study, run_name(context["run_id"]), context["params"])
+            plan = self._plan(store, study, context["run_id"], context["params"])
             key = f"studies/{study.name}/{plan.run}/plan.json"
             store.write_json(key, plan.model_dump(mode="json"))
             run_url = open_parent_run(plan, context)
@@ -89,13 +88,7 @@ def _missing(store: ObjectStore, plan: StudyPlan) -> Iterable[str]:
 def mark_failed(context: Any) -> None:
     """A DAG run that failed ends its MLflow run as failed; clearing a task opens it again."""
     track = tracking()
-    run = run_name(context["run_id"])
-    track.finish(track.parent_run(track.experiment(context["dag_run"].dag_id), run, {}), "FAILED")
-
-
-def run_name(run_id: str) -> str:
-    """A DAG run's id as part of an address."""
-    return re.sub(r"[^\w.-]", "-", run_id)
+    track.finish(track.parent_run(track.experiment(context["dag_run"].dag_id), context["run_id"], {}), "FAILED")
 
 
 def open_parent_run(plan: StudyPlan, context: Any) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -108,8 +107,7 @@ def service(environment, monkeypatch):
 
 
 def report_of(store, result):
-    run = re.sub(r"[^\w.-]", "-", result["run"])
-    return store.read_json(f"studies/small/{run}/report.json")
+    return store.read_json(f"studies/small/{result['run']}/report.json")
 
 
 def states(result):
