@@ -6,9 +6,10 @@ import logging
 from typing import Any
 
 from evaluation.plan import StudyPlan
+from operators.device import device
 from operators.hooks.object_store import ObjectStore
 from operators.progress import log_lines
-from operators.step import StudyStep, device
+from operators.step import StudyStep
 
 log = logging.getLogger(__name__)
 

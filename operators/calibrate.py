@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from evaluation.plan import StudyPlan
+from operators.device import device
 from operators.hooks.object_store import ObjectStore
 from operators.progress import log_lines
-from operators.step import StudyStep, device
+from operators.step import StudyStep
 
 STATISTICS = "statistics.safetensors"
 

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from merging.errors import InputError, MergeflowError, TransientError
+from operators.device import device
 
 if TYPE_CHECKING:
     from evaluation.study import Study
+    from merging.recipe import Recipe
     from operators.hooks.sources import Sources
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -75,9 +77,12 @@ def _check_recipe(file: Path) -> None:
     from merging.recipe import Recipe
 
     recipe = Recipe.load(file)
-    plan = preflight(recipe, {name: Path(name) for name in recipe.inputs})
+    plan = preflight(recipe, {name: Path(name) for name in recipe.inputs}, statistics=_statistics(recipe))
     print(f"recipe {file.name}: no mistakes found")
-    print(f"  {plan.describe()}")
+    print(f"  {plan.tensors} tensors; reads {plan.bytes_read / 1e6:.1f} MB, writes {plan.bytes_written / 1e6:.1f} MB")
+    print(f"  peak memory about {plan.peak_memory / 1e6:.0f} MB")
+    for note in plan.notes:
+        print(f"  note: {note}")
 
 
 @app.command()
@@ -125,9 +130,9 @@ def merge(
     from merging.recipe import Recipe
 
     loaded = Recipe.load(recipe)
-    statistics = Path(loaded.aim.statistics) if loaded.aim and loaded.aim.statistics else None
+    models = {name: Path(name) for name in loaded.inputs}
     with _progress() as progress:
-        done = run(loaded, out, models={n: Path(n) for n in loaded.inputs}, statistics=statistics, progress=progress)
+        done = run(loaded, out, models=models, statistics=_statistics(loaded), progress=progress)
     print(f"{out}: {done['tensors']} tensors, {done['bytes_written'] / 1e6:.1f} MB in {done['seconds']:.1f} s")
 
 
@@ -145,7 +150,7 @@ def calibrate(
 
     blocks = token_blocks(read_texts(texts), model, samples, block)
     with _progress() as progress:
-        run(model, blocks, out, device=_device(), progress=progress)
+        run(model, blocks, out, device=device(), progress=progress)
     print(f"{out}: {len(blocks)} blocks of {block} tokens")
 
 
@@ -169,7 +174,7 @@ def evaluate(
     from evaluation.lm_eval_runner import run_benchmarks
 
     with _progress() as progress:
-        scores = run_benchmarks(model, benchmarks, device=_device(), progress=progress)
+        scores = run_benchmarks(model, benchmarks, device=device(), progress=progress)
     for score in scores:
         error = f" +- {100 * score.stderr:.1f}" if score.stderr is not None else ""
         length = f", {score.response_tokens:.1f} tokens per answer" if score.response_tokens is not None else ""
@@ -201,10 +206,8 @@ def _sources(study: Study) -> Sources:
     return Sources(cache_folder() / "sources", Hub(), s3)
 
 
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _statistics(recipe: Recipe) -> Path | None:
+    return Path(recipe.aim.statistics) if recipe.aim and recipe.aim.statistics else None
 
 
 def _progress() -> Any:

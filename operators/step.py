@@ -62,10 +62,3 @@ def sources(store: ObjectStore) -> Sources:
     from operators.hooks import hub
 
     return Sources(store.cache / "sources", hub.from_connection(), store.client)
-
-
-def device() -> str:
-    """Where tensors live: the worker's GPU if it has one."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
