@@ -49,6 +49,8 @@ $(INSTALLED): requirements.lock pyproject.toml $(BIN)/uv
 	@touch $@
 
 $(BIN)/uv:
+	@command -v $(PYTHON) >/dev/null || { echo \
+		"error: $(PYTHON) was not found; Python >= 3.11 is needed: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
 		"error: $(PYTHON) is $$($(PYTHON) --version 2>&1 || true); Python >= 3.11 is needed: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo \

@@ -92,11 +92,12 @@ class Process:
             return
         self.request_stop()
         try:
-            with suppress(subprocess.TimeoutExpired):
-                self._popen.wait(max(0.0, self._deadline - time.monotonic()))
+            self._popen.wait(max(0.0, self._deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
         finally:
             end_session(self._popen.pid)
-            self._popen.wait()
 
 
 def stop_all(processes: Sequence[Process]) -> None:
