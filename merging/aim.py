@@ -23,7 +23,16 @@ def relax(base: Tensor, merged: Tensor, s: Tensor, omega: float) -> Tensor:
     `base` and `merged` have one shape (..., n), `s` has (n,). omega 1 gives `merged` up to rounding; omega 0 keeps the
     base where a channel is most active.
     """
-    factor = 1 - importance(s.to(merged)) * (1 - omega)
+    return scaled(base, merged, factor(s.to(merged), omega))
+
+
+def factor(s: Tensor, omega: float) -> Tensor:
+    """`1 - imp * (1 - omega)`, (n,): what is left of the change of each channel."""
+    return 1 - importance(s) * (1 - omega)
+
+
+def scaled(base: Tensor, merged: Tensor, factor: Tensor) -> Tensor:
+    """`b + (merged - b) * factor`, the factor broadcast over the last dimension."""
     return (merged - base).mul_(factor).add_(base)
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import os
 import struct
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -219,56 +221,63 @@ def disagreements(path: Path, found: Mapping[str, Entry], weight_map: Mapping[st
 
 
 class Writer:
-    """A safetensors file written header first, then tensor by tensor in the header's order (`names`).
+    """A safetensors file written header first, then in pieces, in any order and from any thread.
 
     `tensors` gives each tensor's dtype and shape. Same tensors, same bytes.
     """
 
     def __init__(self, path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata=None):
         # widest dtype first, as the library has it, so that every tensor is aligned
-        self.names = sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, name))
+        names = sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, name))
         header = {"__metadata__": dict(sorted((metadata or {"format": "pt"}).items()))}
         position = 0
-        for name in self.names:
+        for name in names:
             dtype, shape = tensors[name]
             end = position + math.prod(shape) * dtype.itemsize
             header[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [position, end]}
             position = end
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        self.tensors, self.bytes = tensors, 8 + len(text) + position
-        self._next = 0
-        self._file = open(path, "wb")  # noqa: SIM115 - closed by close(), or on leaving the context
+        self._offsets = {name: 8 + len(text) + header[name]["data_offsets"][0] for name in names}
+        self.tensors, self.missing = dict(tensors), position
+        self._lock = threading.Lock()
+        self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by close(), or on leaving the context
         self._file.write(struct.pack("<Q", len(text)) + text)
+        self._file.truncate(8 + len(text) + position)
 
-    def write(self, name: str, tensor: torch.Tensor) -> None:
-        """Append the next tensor."""
-        if name != self.names[self._next] or (tensor.dtype, tuple(tensor.shape)) != tuple(self.tensors[name]):
-            raise ValueError(f"{name}: expected {self.names[self._next]} of {self.tensors[name]}")
-        self._file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        self._next += 1
+    def write(self, name: str, tensor: torch.Tensor, start: int = 0) -> None:
+        """Put a piece of a tensor in its place: the elements from the `start`-th on, of the tensor's dtype."""
+        if tensor.dtype != self.tensors[name][0]:
+            raise ValueError(f"{name}: expected {self.tensors[name][0]}, got {tensor.dtype}")
+        data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+        position, done = self._offsets[name] + start * tensor.dtype.itemsize, 0
+        while done < len(data):
+            done += os.pwrite(self._file.fileno(), data[done:], position + done)
+        with self._lock:
+            self.missing -= len(data)
 
     def close(self) -> None:
-        if self._next != len(self.names):
-            raise ValueError(f"{len(self.names) - self._next} tensors were never written")
+        self._file.close()
+        if self.missing:
+            raise ValueError(f"{self.missing} bytes were never written")
+
+    def abandon(self) -> None:
+        """Close a file that will not be finished."""
         self._file.close()
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, *_):
-        if kind is None:
-            self.close()
-        else:
-            self._file.close()
+        self.close() if kind is None else self.abandon()
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors to one safetensors file; the same tensors and metadata give the same bytes."""
     described = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     with Writer(path, described, metadata) as writer:
-        for name in writer.names:
-            writer.write(name, tensors[name])
+        for name, tensor in tensors.items():
+            writer.write(name, tensor)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

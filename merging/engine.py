@@ -1,25 +1,22 @@
-"""The merge itself: preflight, tensor by tensor, postflight, renamed into place when whole."""
+"""The merge itself: preflight, the weights in one reading, postflight, renamed into place when whole."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from merging import aim
 from merging.card import write_card
-from merging.checkpoint import SINGLE, Writer
-from merging.digest import json_digest, model_digest, model_files
+from merging.digest import file_sha256, json_digest, model_digest, model_files
 from merging.errors import InputError
-from merging.methods import Group
+from merging.output import OutputFolder
 from merging.postflight import postflight
 from merging.preflight import Model, Plan, preflight
 from merging.recipe import ModelEntry, Recipe
+from merging.stream import Job, Stream, Target
 from merging.surroundings import copy_surroundings
 
 Progress = Callable[[int, int, str], None]
@@ -34,37 +31,194 @@ def merge(
     progress: Progress | None = None,
     metadata: Mapping | None = None,
     digests: Mapping[str, str] | None = None,
+    shard_size: int | None = None,
 ) -> dict:
     """Merge into the folder `out`, which must not exist or be empty.
 
     `models` gives the folder of each of `recipe.inputs`; `statistics` the activation statistics AIM needs; `digests`
     the inputs' model digests where they are known (they are computed otherwise: one reading of the files).
-    `progress(done, total, tensor)` is called after each tensor; `metadata` is shown on the model card.
+    `progress(done, total, tensor)` is called after each tensor; `metadata` is shown on the model card; `shard_size` is
+    the most bytes of weights in a file (None: one file).
 
     Returns files (as `model_files`), tensors, bytes_read, bytes_written, seconds, notes, and delta_norms: the L2 norm
     of output - base by block of the model (empty where no base is read). Raises InputError, with nothing left behind:
-    see `preflight`; also for a weight that is not finite, naming model and tensor.
+    see `preflight`; also for a weight that is not finite, naming model and tensor. A merge that was interrupted goes on
+    from its finished files when it is called again.
+    """
+    every = merge_many(
+        [recipe],
+        [out],
+        models=models,
+        statistics=statistics,
+        progress=progress,
+        metadata=metadata,
+        digests=digests,
+        shard_size=shard_size,
+    )
+    return every[0]
+
+
+@dataclass
+class Merge:
+    """A recipe on its way to its folder."""
+
+    recipe: Recipe
+    plan: Plan
+    folder: OutputFolder
+    target: Target
+
+
+def merge_many(
+    recipes: Sequence[Recipe],
+    outs: Sequence[str | Path],
+    *,
+    models: Mapping[str, Path],
+    statistics: Path | None = None,
+    progress: Progress | None = None,
+    metadata: Mapping | None = None,
+    digests: Mapping[str, str] | None = None,
+    shard_size: int | None = None,
+) -> list[dict]:
+    """Merge several recipes, each into its folder, reading shared inputs once. As `merge` otherwise.
+
+    Recipes that differ in AIM or output dtype alone share the merge as well. Those with another base, or that read
+    their inputs in another dtype, take a reading of their own.
     """
     started = time.perf_counter()
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: holds something already; name a new folder or empty this one")
-    plan = preflight(recipe, models, statistics=statistics)
-    digests = digests or {}
-    identities = {name: digests.get(name) or model_digest(model_files(models[name])) for name in recipe.inputs}
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    plans = all_plans(recipes, models, statistics)
+    names = list(dict.fromkeys(name for recipe in recipes for name in recipe.inputs))
+    given = digests or {}
+    identities = {name: given.get(name) or model_digest(model_files(models[name])) for name in names}
+    merges: list[Merge] = []
     try:
-        norms = write_weights(plan, recipe, identities, partial / SINGLE, progress)
-        copy_surroundings(plan, recipe, partial)
-        files = model_files(partial)
-        write_card(partial, recipe, plan, identities, model_digest(files), norms, metadata or {})
-        postflight(partial)
-        os.rename(partial, out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        for recipe, plan, out in zip(recipes, plans, outs, strict=True):
+            key = merge_key(recipe, identities, statistics, shard_size)
+            folder = OutputFolder(Path(out), key, plan.outputs, shard_size)
+            todo = {name: plan.outputs[name] for name in folder.todo()}
+            omega = recipe.aim.omega if recipe.aim else None
+            merges.append(Merge(recipe, plan, folder, Target(todo, folder.put, omega, plan.statistics)))
+        write_weights(merges, identities, progress)
+        return [finish(one, identities, metadata or {}, started) for one in merges]
+    except InputError:
+        for one in merges:
+            one.folder.discard()
         raise
+    except BaseException:
+        for one in merges:
+            one.folder.release()
+        raise
+
+
+def all_plans(recipes: Sequence[Recipe], models: Mapping[str, Path], statistics: Path | None) -> list[Plan]:
+    """The plan of every recipe. Raises InputError with every problem of all of them, each once."""
+    plans, problems = [], []
+    for recipe in recipes:
+        try:
+            plans.append(preflight(recipe, models, statistics=statistics))
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(list(dict.fromkeys(problems)))
+    return plans
+
+
+def merge_key(recipe: Recipe, identities: Mapping[str, str], statistics: Path | None, shard_size: int | None) -> str:
+    """What is being made, so that only the same merge goes on from what one left."""
+    calibration = None
+    if recipe.aim:
+        calibration = file_sha256(statistics or recipe.aim.statistics)
+    return json_digest([recipe.digest(identities, calibration), shard_size])
+
+
+def write_weights(merges: Sequence[Merge], identities: Mapping[str, str], progress: Progress | None) -> None:
+    """Make every tensor that is not there yet, in as few readings of the inputs as the recipes allow."""
+    total = sum(len(one.target.outputs) for one in merges)
+    done = 0
+    readings: dict[tuple, list[Merge]] = {}
+    for one in merges:
+        readings.setdefault((one.recipe.frame, one.recipe.dtype, one.recipe.compute_dtype), []).append(one)
+
+    for together in readings.values():
+        models = {name: model for one in together for name, model in one.plan.models.items()}
+        first = together[0].recipe
+
+        def finished(name: str, together=together) -> None:
+            nonlocal done
+            for one in together:
+                if name in one.target.outputs:
+                    one.folder.finish(name, one.target.squares.get(name))
+                    done += 1
+            if progress:
+                progress(done, total, name)
+
+        every = list(together[0].plan.outputs)
+        floats = [name for name in sorted(every) if together[0].plan.outputs[name].dtype.is_floating_point]
+        todo = {name for one in together for name in one.target.outputs}
+        half = first.dtype if first.dtype in ("bfloat16", "float16") else None
+        stream = Stream(
+            models,
+            first.frame,
+            jobs_of(together, identities),
+            getattr(torch, first.compute_dtype),
+            getattr(torch, half) if half else None,
+        )
+        if todo:
+            stream.make([name for name in floats if name in todo], floats, finished)
+        for name in sorted(todo - set(floats)):
+            value = agreed(models, first.frame, name)
+            for one in together:
+                if name in one.target.outputs:
+                    one.folder.put(name, value, 0)
+            finished(name)
+
+
+def jobs_of(merges: Sequence[Merge], identities: Mapping[str, str]) -> list[Job]:
+    """The distinct merges among recipes, each with its targets."""
+    jobs: dict[str, Job] = {}
+    for one in merges:
+        recipe = one.recipe
+        experts = ordered_experts(recipe, identities)
+        job = Job(
+            method=recipe.method,
+            shared=recipe.shared(),
+            settings=[recipe.settings(entry) for entry in experts],
+            experts=[entry.model for entry in experts],
+            keys=[identities[entry.model] for entry in experts],
+            seed=recipe.random_seed,
+            base=recipe.base_model if recipe.works_on_deltas else None,
+        )
+        seed = job.seed if job.method.random else None
+        key = json_digest([job.method.name, job.shared, job.settings, job.experts, seed, job.base])
+        jobs.setdefault(key, job).targets.append(one.target)
+    return list(jobs.values())
+
+
+def ordered_experts(recipe: Recipe, identities: Mapping[str, str]) -> list[ModelEntry]:
+    """The experts in the order they are summed: by digest and settings, so that the recipe's order changes no byte."""
+    if not recipe.symmetric:
+        return recipe.experts
+    return sorted(recipe.experts, key=lambda entry: (identities[entry.model], json_digest(recipe.settings(entry))))
+
+
+def agreed(models: Mapping[str, Model], frame: str, name: str) -> torch.Tensor:
+    """A tensor of integers, which cannot be merged: all models must agree on it."""
+    value = models[frame].checkpoint.read(name)
+    for model in models.values():
+        if not torch.equal(model.checkpoint.read(model.stored(name)), value):
+            raise InputError(f"{model.checkpoint.folder}: integer tensor {name} differs from {frame}'s")
+    return value
+
+
+def finish(one: Merge, identities: Mapping[str, str], metadata: Mapping, started: float) -> dict:
+    """What stands around the weights, the card, the checks, the rename. What `merge` returns."""
+    folder, plan = one.folder.partial, one.plan
+    one.folder.write_index()
+    copy_surroundings(plan, one.recipe, folder)
+    files = model_files(folder)
+    norms = norms_by_block(one.folder.squares())
+    write_card(folder, one.recipe, plan, identities, model_digest(files), norms, metadata)
+    postflight(folder)
+    one.folder.publish()
     return {
         "files": files,
         "tensors": plan.tensors,
@@ -76,91 +230,13 @@ def merge(
     }
 
 
-def write_weights(
-    plan: Plan, recipe: Recipe, identities: Mapping[str, str], path: Path, progress: Progress | None
-) -> dict[str, float]:
-    """Make every output tensor and append it to the file. The L2 norm of output - base by block."""
-    experts = ordered_experts(recipe, identities)
-    shared, settings = recipe.shared(), [recipe.settings(entry) for entry in experts]
-    frame = plan.models[recipe.frame]
-
-    def group(name: str) -> Group:
-        needs_base = recipe.base_model and (recipe.method.needs_base or recipe.aim)
-        return Group(
-            name=name,
-            base=load(plan, recipe, plan.models[recipe.base_model], name) if needs_base else None,
-            experts=[load(plan, recipe, plan.models[entry.model], name) for entry in experts],
-            shared=shared,
-            settings=settings,
-            keys=[identities[entry.model] for entry in experts],
-            seed=recipe.random_seed,
-        )
-
-    survey = None
-    floats = [name for name, output in plan.outputs.items() if output.dtype.is_floating_point]
-    if recipe.method.survey:
-
-        def groups() -> Iterator[Group]:
-            return (group(name) for name in floats)
-
-        survey = recipe.method.survey(groups, shared, settings)
-    squares: dict[str, float] = {}
-    described = {name: (output.dtype, output.shape) for name, output in plan.outputs.items()}
-    with Writer(path, described) as writer, torch.no_grad():
-        for done, name in enumerate(writer.names, start=1):
-            if plan.outputs[name].dtype.is_floating_point:
-                tensors = replace(group(name), survey=survey)
-                merged = merge_tensor(plan, recipe, tensors)
-                if tensors.base is not None:
-                    block = block_of(name)
-                    squares[block] = squares.get(block, 0.0) + float((merged - tensors.base).square().sum())
-                merged = merged.to(plan.outputs[name].dtype)
-            else:
-                merged = agreed(plan, frame, name)
-            writer.write(name, merged)
-            if progress:
-                progress(done, plan.tensors, name)
-    return {block: square**0.5 for block, square in squares.items()}
-
-
-def ordered_experts(recipe: Recipe, identities: Mapping[str, str]) -> list[ModelEntry]:
-    """The experts in the order they are summed: by digest and settings, so that the recipe's order changes no byte."""
-    if not recipe.method.symmetric:
-        return recipe.experts
-    return sorted(recipe.experts, key=lambda entry: (identities[entry.model], json_digest(recipe.settings(entry))))
-
-
-def load(plan: Plan, recipe: Recipe, model: Model, name: str) -> torch.Tensor:
-    """An input tensor in the compute dtype, its rows cut to the output's. Raises InputError if it is not finite."""
-    tensor = model.checkpoint.read(model.stored(name))
-    shape = plan.outputs[name].shape
-    if shape and tensor.shape[0] > shape[0]:
-        tensor = tensor[: shape[0]]
-    if recipe.dtype in ("bfloat16", "float16"):
-        tensor = tensor.to(getattr(torch, recipe.dtype))
-    tensor = tensor.to(getattr(torch, recipe.compute_dtype))
-    # a finite sum has finite terms; a sum that is not may merely have overflowed
-    if not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
-        raise InputError(f"{model.checkpoint.folder}: tensor {name} holds NaN or Inf; this checkpoint is damaged")
-    return tensor
-
-
-def merge_tensor(plan: Plan, recipe: Recipe, group: Group) -> torch.Tensor:
-    """One output tensor in the compute dtype: the method, then AIM where the recipe asks for it."""
-    merged = recipe.method.merge(group)
-    module = plan.outputs[group.name].module
-    if recipe.aim and module:
-        merged = aim.relax(group.base, merged, plan.statistics[module], recipe.aim.omega)
-    return merged
-
-
-def agreed(plan: Plan, frame: Model, name: str) -> torch.Tensor:
-    """A tensor of integers, which cannot be merged: all models must agree on it."""
-    value = frame.checkpoint.read(name)
-    for model in plan.models.values():
-        if not torch.equal(model.checkpoint.read(model.stored(name)), value):
-            raise InputError(f"{model.checkpoint.folder}: integer tensor {name} differs from {frame.name}'s")
-    return value
+def norms_by_block(squares: Mapping[str, float]) -> dict[str, float]:
+    """L2 norms by block of the model, from sums of squares by tensor."""
+    sums: dict[str, float] = {}
+    for name in sorted(squares):
+        block = block_of(name)
+        sums[block] = sums.get(block, 0.0) + squares[name]
+    return {block: value**0.5 for block, value in sums.items()}
 
 
 def block_of(name: str) -> str:

@@ -97,8 +97,20 @@ class Recipe(Data):
 
     @property
     def experts(self) -> list[ModelEntry]:
-        """The models that are merged; the base listed among them is no expert of a method that works on deltas."""
-        return [entry for entry in self.models if not (self.method.needs_base and entry.model == self.base_model)]
+        """The models that are merged; the base listed among them is no expert of a method that works on deltas.
+
+        For the other methods (linear, karcher) the base is one of the models only if it is listed.
+        """
+        return [entry for entry in self.models if not (self.works_on_deltas and entry.model == self.base_model)]
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether the order of the experts changes no byte."""
+        return self.method.symmetric and not (self.method.ordered_in_float64 and self.compute_dtype == "float64")
+
+    @property
+    def works_on_deltas(self) -> bool:
+        return self.method.needs_base or (self.method.takes_base and self.base_model is not None)
 
     @property
     def inputs(self) -> list[str]:
@@ -132,7 +144,7 @@ class Recipe(Data):
         is random, `calibration` (a calibration digest) where AIM is asked for.
         """
         experts = [[models[entry.model], self.settings(entry)] for entry in self.experts]
-        if self.method.symmetric:
+        if self.symmetric:
             experts.sort(key=json_digest)
         return json_digest(
             {
@@ -195,6 +207,15 @@ def base_problems(method: Method, data: Mapping) -> list[str]:
     if data.get("aim") is not None and not base:
         return ["base_model: AIM relaxes towards a base; name it"]
     named = [entry.get("model") for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, list) else []
-    if method.needs_base and named and all(model == base for model in named):
-        return ["models: no expert beside the base; name at least one"]
-    return []
+    on_deltas = method.needs_base or (method.takes_base and base)
+    return count_problems(method, len([model for model in named if not (on_deltas and model == base)])) if named else []
+
+
+def count_problems(method: Method, count: int) -> list[str]:
+    """Too few or too many models for a method."""
+    least, most = method.experts
+    if count >= least and (most is None or count <= most):
+        return []
+    wanted = f"{least}" if least == most else f"at least {least}"
+    beside = " beside the base" if method.needs_base else ""
+    return [f"models: {method.name} merges {wanted}{beside}, found {count}"]

@@ -2,13 +2,45 @@
 
 from collections.abc import Mapping
 
+from merging.methods.breadcrumbs import BREADCRUMBS, BREADCRUMBS_TIES
 from merging.methods.dare import DARE_LINEAR, DARE_TIES
-from merging.methods.definition import Group, Method, Parameter, suggest
+from merging.methods.definition import Group, Method, Parameter, merge_whole, suggest
+from merging.methods.della import DELLA, DELLA_LINEAR
 from merging.methods.linear import LINEAR
+from merging.methods.model_stock import MODEL_STOCK
+from merging.methods.pairs import ARCEE_FUSION, NEARSWAP, PASSTHROUGH
+from merging.methods.ram import RAM
+from merging.methods.sce import SCE
+from merging.methods.spherical import KARCHER, MULTISLERP, NUSLERP, SLERP
 from merging.methods.task_arithmetic import TASK_ARITHMETIC
 from merging.methods.ties import TIES
+from merging.methods.widen import WIDEN
 
-METHODS: dict[str, Method] = {method.name: method for method in (LINEAR, TASK_ARITHMETIC, TIES, DARE_LINEAR, DARE_TIES)}
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        LINEAR,
+        TASK_ARITHMETIC,
+        TIES,
+        DARE_LINEAR,
+        DARE_TIES,
+        WIDEN,
+        SLERP,
+        NUSLERP,
+        MULTISLERP,
+        KARCHER,
+        MODEL_STOCK,
+        DELLA,
+        DELLA_LINEAR,
+        BREADCRUMBS,
+        BREADCRUMBS_TIES,
+        SCE,
+        NEARSWAP,
+        ARCEE_FUSION,
+        RAM,
+        PASSTHROUGH,
+    )
+}
 
 
 def validate_parameters(method: str, parameters: Mapping, where: str) -> list[str]:
@@ -22,7 +54,9 @@ def validate_parameters(method: str, parameters: Mapping, where: str) -> list[st
             problems.append(f"{where}: unknown parameter {name!r} of {method}{suggest(name, declared)}")
         elif problem := declared[name].problem(value):
             problems.append(f"{where}: {problem}")
+    if not problems and (problem := METHODS[method].check(dict(parameters))):
+        problems.append(f"{where}: {problem}")
     return problems
 
 
-__all__ = ["METHODS", "Group", "Method", "Parameter", "suggest", "validate_parameters"]
+__all__ = ["METHODS", "Group", "Method", "Parameter", "merge_whole", "suggest", "validate_parameters"]

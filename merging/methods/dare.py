@@ -4,48 +4,37 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from merging.methods.definition import Group, Method, Parameter, declare
+from merging.methods.definition import Group, Method, Over, declare
 from merging.methods.linear import WEIGHT
-from merging.methods.random import keep_mask
+from merging.methods.random import keep_mask, masked
+from merging.methods.rescale import divided, l1_divisors, rescale
 from merging.methods.task_arithmetic import INT8_MASK, LAMBDA, normalize, weighted_sum
 from merging.methods.ties import DENSITY, elect
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-RESCALE = Parameter(
-    "rescale",
-    "choice",
-    "density",
-    "divide what is kept by density (the paper), match the L1 norm (mergekit >= 0.1.0; true), or neither (none; false)",
-    choices=("density", "l1", "none"),
-    symbol="rescale",
-    aliases={True: "l1", False: "none"},
-)
+RESCALE = rescale("density", "density", "l1", "none")
 
 
-def drop(delta: Tensor, mask: Tensor, density: float, rescale: str) -> Tensor:
-    """A delta with the entries outside the bool `mask` set to zero and the rest rescaled."""
-    kept = delta * mask
-    if rescale == "density":
-        return kept.div_(density) if 0 < density < 1 else kept
-    if rescale == "l1":
-        before, after = delta.abs().sum(), kept.abs().sum()
-        return kept.mul_(before / after) if before >= 1e-7 and after >= 1e-7 else kept
-    return kept
+def survey(over: Over, total: int, shared: dict, settings: list[dict]) -> list[float]:
+    """What divides each expert's kept entries."""
+    if shared["rescale"] == "density":
+        return [setting["density"] or 1.0 for setting in settings]
+    return l1_divisors(over, kept) if shared["rescale"] == "l1" else [1.0] * len(settings)
+
+
+def kept(group: Group) -> list[Tensor]:
+    """Each expert's delta after the drop, its mask keyed by the seed, the expert's digest and the tensor's name."""
+    return [
+        masked(delta, keep_mask(delta, setting["density"], group.seed, key, group.name, group.start))
+        for delta, setting, key in zip(group.deltas(), group.settings, group.keys, strict=True)
+    ]
 
 
 def dropped(group: Group) -> list[Tensor]:
-    """Each expert's delta after DARE, its mask keyed by the seed, the expert's digest and the tensor's name."""
-    return [
-        drop(
-            delta,
-            keep_mask(delta, setting["density"], group.seed, key, group.name),
-            setting["density"],
-            group.shared["rescale"],
-        )
-        for delta, setting, key in zip(group.deltas(), group.settings, group.keys, strict=True)
-    ]
+    """Each expert's delta after DARE: dropped and rescaled."""
+    return divided(kept(group), group.facts)
 
 
 def merge_linear(group: Group) -> Tensor:
@@ -66,6 +55,7 @@ DARE_LINEAR = Method(
     parameters=declare(WEIGHT, DENSITY, LAMBDA, normalize(False), RESCALE, INT8_MASK),
     merge=merge_linear,
     random=True,
+    survey=survey,
 )
 DARE_TIES = Method(
     name="dare_ties",
@@ -75,4 +65,5 @@ DARE_TIES = Method(
     parameters=declare(WEIGHT, DENSITY, LAMBDA, normalize(False), RESCALE, INT8_MASK),
     merge=merge_ties,
     random=True,
+    survey=survey,
 )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,9 +60,11 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Group:
-    """One tensor of every model of a merge, in the compute dtype and of one shape.
+    """One tensor of every model of a merge, or a block of whole rows of it, in the compute dtype and of one shape.
 
     `shared` holds the parameters of the merge, `settings[i]` those of expert i; `keys[i]` is expert i's model digest.
+    `start` is the index, in the flattened whole tensor, of the block's first element; `facts` is what the method's
+    survey of the whole found.
     """
 
     name: str
@@ -72,7 +74,8 @@ class Group:
     settings: list[dict[str, Any]]
     keys: list[str]
     seed: int = 0
-    survey: Any = None
+    start: int = 0
+    facts: Any = None
 
     def deltas(self) -> list[Tensor]:
         """`x_i - b` for each expert."""
@@ -82,12 +85,27 @@ class Group:
         return [setting["weight"] for setting in self.settings]
 
 
+class Over(Protocol):
+    """A pass over all blocks of a tensor or of a model: the function's results in the blocks' order.
+
+    With a `stride` the blocks hold every stride-th element, flattened, for an estimate.
+    """
+
+    def __call__(self, function: Callable[[Group], Any], stride: int = 1) -> list: ...
+
+
 @dataclass(frozen=True)
 class Method:
-    """A merging method: its declaration, and the pure function that computes it.
+    """A merging method: its declaration, and the pure functions that compute it.
 
-    `version` changes whenever the bytes it gives change. `random` ones depend on the seed; `symmetric` ones not on
-    the order of the experts. `survey`, where there is one, looks at the whole model before the first tensor is merged.
+    `merge` makes an output block from a block of the inputs. What it must know of the whole tensor, `survey(over,
+    total, shared, settings)` finds before, in passes over its `total` elements; where `whole_model(shared)` is true,
+    over all tensors at once. `check` finds what is wrong between parameters that are good one by one.
+
+    `version` changes whenever the bytes change. `random` methods depend on the seed; `symmetric` ones not on the
+    experts' order, but for float64 with `ordered_in_float64`: there the last bits are the published code's, which
+    adds in the recipe's order. `needs_base` methods work on deltas, `takes_base` ones do where a base is named.
+    `experts` are the least and most that are merged.
     """
 
     name: str
@@ -96,10 +114,31 @@ class Method:
     needs_base: bool
     parameters: dict[str, Parameter]
     merge: Callable[[Group], Tensor]
+    survey: Callable[[Over, int, dict, list[dict]], Any] | None = None
+    whole_model: Callable[[dict], bool] = staticmethod(lambda shared: False)
     version: int = 1
     random: bool = False
     symmetric: bool = True
-    survey: Callable | None = None
+    ordered_in_float64: bool = False
+    takes_base: bool = False
+    experts: tuple[int, int | None] = (1, None)
+    check: Callable[[dict], str | None] = staticmethod(lambda parameters: None)
+
+
+def merge_whole(method: Method, group: Group) -> Tensor:
+    """A method on whole tensors in memory, its survey included."""
+
+    def over(function, stride=1):
+        def sampled(tensor):
+            return None if tensor is None else tensor.flatten()[::stride]
+
+        if stride == 1:
+            return [function(group)]
+        return [function(replace(group, base=sampled(group.base), experts=[sampled(e) for e in group.experts]))]
+
+    total = group.experts[0].numel()
+    facts = method.survey(over, total, group.shared, group.settings) if method.survey else None
+    return method.merge(replace(group, facts=facts))
 
 
 def declare(*parameters: Parameter) -> dict[str, Parameter]:

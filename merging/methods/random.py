@@ -1,8 +1,7 @@
 """Random bits that depend on a key and an element's index alone: the same on any device, in any order, for any cut.
 
-A counter-based generator in the spirit of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011). The
-mixing function is `lowbias32` (C. Wellons, hash-prospector), applied twice with key words between, in 32-bit integer
-tensor operations, which wrap alike on CPU and CUDA.
+A counter-based generator in the spirit of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011): a keyed
+multiply and xor-shift hash of the index, in 32-bit integer tensor operations, which wrap alike on CPU and CUDA.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHUNK = 1 << 30  # elements that share a key, so that an index within a chunk fits a positive int32
+FACTORS = tuple(factor - (1 << 32) for factor in (0x9E3779B9, 0xED5AD4BB, 0xAC4C1B51))
 
 
 def key_words(seed: int, identity: str, tensor: str, chunk: int) -> tuple[int, int, int]:
@@ -22,18 +22,8 @@ def key_words(seed: int, identity: str, tensor: str, chunk: int) -> tuple[int, i
     return tuple(int.from_bytes(digest[i : i + 4], "little", signed=True) for i in (0, 4, 8))
 
 
-def mix(x: Tensor) -> Tensor:
-    """`lowbias32` in place on an int32 tensor. Shifts are made logical by masking the sign's copies off."""
-    x ^= (x >> 16) & 0xFFFF
-    x *= 0x7FEB352D
-    x ^= (x >> 15) & 0x1FFFF
-    x *= 0x846CA68B - (1 << 32)
-    x ^= (x >> 16) & 0xFFFF
-    return x
-
-
 def random_bits(like: Tensor, seed: int, identity: str, tensor: str, start: int = 0) -> Tensor:
-    """One int32 of random bits per element of `like`, flat, for the elements `start, start + 1, ...` of a tensor."""
+    """31 random bits (int32 >= 0) per element of `like`, in its shape, for elements `start, start + 1, ...`."""
     import torch
 
     parts = []
@@ -41,18 +31,40 @@ def random_bits(like: Tensor, seed: int, identity: str, tensor: str, start: int 
     while position < end:
         chunk, offset = divmod(position, CHUNK)
         length = min(end - position, CHUNK - offset)
-        first, second, third = key_words(seed, identity, tensor, chunk)
+        words = key_words(seed, identity, tensor, chunk)
         x = torch.arange(offset, offset + length, dtype=torch.int32, device=like.device)
-        parts.append(mix(mix(x.bitwise_xor_(first)).add_(second)).bitwise_xor_(third))
+        x *= FACTORS[0]
+        x += words[0]
+        x ^= (x >> 16) & 0xFFFF  # masked: torch's shift copies the sign
+        x *= FACTORS[1]
+        x += words[1]
+        x ^= (x >> 15) & 0x1FFFF
+        x *= FACTORS[2]
+        x += words[2]
+        x >>= 1  # the leading bits are the best mixed
+        x &= 0x7FFFFFFF
+        parts.append(x)
         position += length
-    return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else like.new_empty(0, dtype=torch.int32)
+    found = parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.empty(0, dtype=torch.int32)
+    return found.reshape(like.shape)
 
 
 def keep_mask(like: Tensor, density: float, seed: int, identity: str, tensor: str, start: int = 0) -> Tensor:
-    """A bool tensor of `like`'s shape, each entry true with probability `density` (to 2**-32)."""
+    """An int32 mask of `like`'s shape: all bits set with probability `density` (to 2**-31), else none."""
+    bits = random_bits(like, seed, identity, tensor, start)
+    threshold = round(density * (1 << 31))
+    if threshold >= 1 << 31:
+        return bits.fill_(-1)
+    return bits.sub_(threshold).bitwise_right_shift_(31)  # the sign, copied to every bit
+
+
+def masked(delta: Tensor, mask: Tensor) -> Tensor:
+    """A float32 or float64 tensor with the entries zeroed whose mask has no bits set."""
+    mask = mask.to(_bits(delta))
+    return (delta.contiguous().view(mask.dtype) & mask).view(delta.dtype)
+
+
+def _bits(delta: Tensor):
     import torch
 
-    threshold = round(density * (1 << 32)) - (1 << 31)
-    if threshold >= 1 << 31:
-        return like.new_ones(like.shape, dtype=torch.bool)
-    return (random_bits(like, seed, identity, tensor, start) < threshold).reshape(like.shape)
+    return torch.int32 if delta.dtype.itemsize == 4 else torch.int64

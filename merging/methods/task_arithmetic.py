@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 
 LAMBDA = Parameter("lambda", "float", 1.0, "scale of the merged delta", symbol="l")
 INT8_MASK = Parameter("int8_mask", "bool", False, "accepted for mergekit's files; changes nothing here")
+IDLE_DENSITY = Parameter(
+    "density", "float", 1.0, "accepted for mergekit's files; nothing is dropped", low=0, high=1, per_model=True
+)
+IDLE_RESCALE = Parameter("rescale", "bool", False, "accepted for mergekit's files; nothing is rescaled")
 
 
 def normalize(default: bool) -> Parameter:
@@ -41,6 +45,6 @@ TASK_ARITHMETIC = Method(
     summary="base plus the weighted sum of the experts' deltas",
     paper="arXiv 2212.04089",
     needs_base=True,
-    parameters=declare(WEIGHT, LAMBDA, normalize(False), INT8_MASK),
+    parameters=declare(WEIGHT, LAMBDA, normalize(False), IDLE_DENSITY, IDLE_RESCALE, INT8_MASK),
     merge=merge,
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from merging.methods.definition import Group, Method, Parameter, declare
+from merging.methods.definition import Group, Method, Over, Parameter, declare
 from merging.methods.linear import WEIGHT
-from merging.methods.survey import ModelTrim, majority, survey_model_trim
+from merging.methods.rescale import divided, l1_divisors, rescale
+from merging.methods.selection import Cut, largest
 from merging.methods.task_arithmetic import INT8_MASK, LAMBDA, normalize
 
 if TYPE_CHECKING:
@@ -17,71 +19,92 @@ DENSITY = Parameter(
 )
 
 
-def trim(delta: Tensor, density: float) -> Tensor:
-    """A delta with all but its `int(density * numel)` largest magnitudes set to zero.
+@dataclass(frozen=True)
+class Trimming:
+    """What a survey finds: each expert's cut and divisor, and the sign (-1, 0, 1) of elements that sum to 0."""
 
-    Among equal magnitudes at the cut, those of the lowest index stay, so that the result is the same everywhere.
+    cuts: list[Cut]
+    divisors: list[float]
+    zero_sign: float = 1.0
+
+
+def survey(over: Over, total: int, shared: dict, settings: list[dict]) -> Trimming:
+    """The cuts of the experts' deltas. Over a tensor or the whole model, as `trim` says.
+
+    `tensor`: mergekit's rule, exactly `int(density * numel)` entries stay. `mergelm` and `model`: MergeLM's, what is at
+    least the `int(numel * (1 - density))`-th smallest stays, and sums of 0 take the sign most elements have.
     """
-    keep = int(density * delta.numel())
-    if keep >= delta.numel():
-        return delta
-    if keep == 0:
-        return delta.new_zeros(delta.shape)
-    flat = delta.flatten()
-    magnitude = flat.abs()
-    cut = magnitude.kthvalue(flat.numel() - keep + 1).values
-    above = magnitude > cut
-    at_cut = magnitude == cut
-    room = keep - int(above.sum())
-    kept = above | (at_cut & (at_cut.cumsum(0) <= room))
-    return (flat * kept).reshape(delta.shape)
+    densities = [setting["density"] for setting in settings]
+    zero_sign = 1.0
+    if shared["trim"] == "tensor":
+        counts = [int(density * total) for density in densities]
+        cuts = largest(over, magnitudes, counts, total)
+    else:
+        smallest = [int(total * (1 - density)) for density in densities]
+        counts = [total - k + 1 if k else total for k in smallest]
+        cuts = [Cut(cut.value) for cut in largest(over, magnitudes, counts, total)]
+        balance = sum(over(lambda group: signs(total_of(group, cut_off(group, cuts)))))
+        zero_sign = float((balance > 0) - (balance < 0))
+    whole = [1.0] * len(cuts)
+    divisors = l1_divisors(over, lambda group: cut_off(group, cuts)) if shared["rescale"] == "l1" else whole
+    return Trimming(cuts, divisors, zero_sign)
 
 
-def trim_below(delta: Tensor, density: float) -> Tensor:
-    """MergeLM's trimming: what is below the `int(numel * (1 - density))`-th smallest magnitude is set to zero."""
-    k = int(delta.numel() * (1 - density))
-    if k == 0:
-        return delta
-    magnitude = delta.abs()
-    return delta * (magnitude >= magnitude.flatten().kthvalue(k).values)
+def magnitudes(group: Group) -> list[Tensor]:
+    return [delta.abs_() for delta in group.deltas()]
 
 
-def elect(group: Group, deltas: list[Tensor], zero_sign: float | None = 1.0) -> Tensor:
+def signs(tensor: Tensor) -> int:
+    """How many more entries are positive than negative."""
+    return int((tensor > 0).sum()) - int((tensor < 0).sum())
+
+
+def cut_off(group: Group, cuts: list[Cut]) -> list[Tensor]:
+    return [cut.keep(delta, group.start) for delta, cut in zip(group.deltas(), cuts, strict=True)]
+
+
+def total_of(group: Group, deltas: list[Tensor]) -> Tensor:
+    """`t = sum(w_i d_i)`."""
+    weights = group.weights()
+    total = deltas[0] * weights[0]
+    for delta, weight in zip(deltas[1:], weights[1:], strict=True):
+        total.add_(delta * weight)
+    return total
+
+
+def elect(group: Group, deltas: list[Tensor], zero_sign: float = 1.0) -> Tensor:
     """`b + lambda * mix`: the mean (sum, without `normalize`) of the `w_i d_i` that carry the elected sign.
 
-    The elected sign is that of `t = sum(w_i d_i)`; where t is 0 it is `zero_sign`, or with None the sign most of the
-    tensor's entries have. An entry of 0 never agrees. A divisor of 0 becomes 1.
+    The elected sign is that of `t = sum(w_i d_i)`, `zero_sign` where t is 0; an entry of 0 never agrees. A divisor of
+    0 becomes 1. Works on `deltas` in place. In float arithmetic throughout: torch's bool operations are many times
+    slower.
     """
-    weighted = [delta * weight for delta, weight in zip(deltas, group.weights(), strict=True)]
-    total = weighted[0].clone()
-    for delta in weighted[1:]:
-        total.add_(delta)
-    sign = total.sign()
-    if zero_sign is None:
-        zero_sign = majority(sign)
+    for delta, weight in zip(deltas, group.weights(), strict=True):
+        if weight != 1:
+            delta.mul_(weight)
+    sign = deltas[0].clone()
+    for delta in deltas[1:]:
+        sign.add_(delta)
+    sign.sign_()
     if zero_sign:
-        sign.masked_fill_(sign == 0, zero_sign)
-    mixed = total.zero_()
-    divisor = mixed.clone()
-    for delta, weight in zip(weighted, group.weights(), strict=True):
-        agrees = delta * sign > 0
-        mixed.add_(delta.mul_(agrees))
-        divisor.add_(agrees, alpha=weight)
+        sign.mul_(2).add_(zero_sign).clamp_(-1, 1)
+    mixed = divisor = None
+    for delta, weight in zip(deltas, group.weights(), strict=True):
+        agreeing = delta.mul_(sign).relu_()
+        mixed = agreeing.clone() if mixed is None else mixed.add_(agreeing)
+        if group.shared["normalize"]:
+            share = agreeing.sign_().mul_(weight)
+            divisor = share if divisor is None else divisor.add_(share)
+    mixed.mul_(sign)
     if group.shared["normalize"]:
         mixed.div_(divisor.masked_fill_(divisor == 0, 1.0))
     return mixed.mul_(group.shared["lambda"]).add_(group.base)
 
 
 def merge(group: Group) -> Tensor:
-    """TIES of one tensor; with `trim: model` the cut and the majority sign come from the survey of the model."""
-    deltas = group.deltas()
-    scope = group.shared["trim"]
-    if scope == "model":
-        found: ModelTrim = group.survey
-        return elect(group, [found.trim(delta, i) for i, delta in enumerate(deltas)], found.majority)
-    cut = trim_below if scope == "mergelm" else trim
-    trimmed = [cut(delta, setting["density"]) for delta, setting in zip(deltas, group.settings, strict=True)]
-    return elect(group, trimmed, None if scope == "mergelm" else 1.0)
+    """TIES of a block, trimmed at the cuts its survey found."""
+    found: Trimming = group.facts
+    return elect(group, divided(cut_off(group, found.cuts), found.divisors), found.zero_sign)
 
 
 TIES = Method(
@@ -102,8 +125,10 @@ TIES = Method(
             choices=("tensor", "model", "mergelm"),
             symbol="trim",
         ),
+        rescale("none", "l1", "none"),
         INT8_MASK,
     ),
     merge=merge,
-    survey=survey_model_trim,
+    survey=survey,
+    whole_model=lambda shared: shared["trim"] == "model",
 )

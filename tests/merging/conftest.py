@@ -110,7 +110,7 @@ def family(make_model):
 def group():
     """`group(method, base, experts, shared=..., settings=...)`: a Group with the method's defaults filled in."""
 
-    def make(method: str, base, experts, settings=None, keys=None, seed=0, name="w", survey=None, **shared) -> Group:
+    def make(method: str, base, experts, settings=None, keys=None, seed=0, name="w", **shared) -> Group:
         declared = METHODS[method].parameters.values()
         filled = {p.name: p.read(shared.get(p.name, p.default)) for p in declared if not p.per_model}
         per_model = [
@@ -118,6 +118,6 @@ def group():
             for given in (settings or [{}] * len(experts))
         ]
         keys = keys or [f"expert-{i}" for i in range(len(experts))]
-        return Group(name, base, list(experts), filled, per_model, keys, seed, survey)
+        return Group(name, base, list(experts), filled, per_model, keys, seed)
 
     return make

@@ -25,15 +25,26 @@ def weights(folder):
 @pytest.mark.usefixtures("without_postflight")
 @pytest.mark.parametrize("method", METHODS)
 def test_same_recipe_same_bytes_in_any_order_of_experts(family, tmp_path, method):
-    parameters = {"density": 0.5} if "density" in METHODS[method].parameters else {}
-    three = [("one", 0.6), ("two", 0.3), ("again", 0.1)]
+    known = METHODS[method].parameters
     folders = {**family, "again": family["one"]}
-    merge(recipe(method, three, parameters=parameters), tmp_path / "a", models=folders)
-    merge(recipe(method, three, parameters=parameters), tmp_path / "b", models=folders)
-    assert model_files(tmp_path / "a") == model_files(tmp_path / "b")
+    names = ["one", "two", "again"][: METHODS[method].experts[1]]
+    entries = [
+        {"model": name, "parameters": {"weight": 0.3 * i} if "weight" in known else {}}
+        for i, name in enumerate(names, start=1)
+    ]
+
+    def made(out, models, workers):
+        data = {"merge_method": method, "base_model": "base", "models": models}
+        data["parameters"] = {"density": 0.5} if "density" in known else {}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("merging.stream.workers", lambda: workers)
+            merge(Recipe.parse(data), tmp_path / out, models=folders)
+        return weights(tmp_path / out)
+
+    first = made("a", entries, 1)
+    assert made("b", entries, 3) == first
     if METHODS[method].symmetric:
-        merge(recipe(method, three[::-1], parameters=parameters), tmp_path / "c", models=folders)
-        assert weights(tmp_path / "a") == weights(tmp_path / "c")
+        assert made("c", entries[::-1], 2) == first
 
 
 @pytest.mark.usefixtures("without_postflight")

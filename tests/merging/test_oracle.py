@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from merging.methods.dare import drop
+from merging.methods.random import masked
 from merging.methods.task_arithmetic import weighted_sum
 from merging.methods.ties import elect
+from merging.recipe import Recipe
 
 F32 = [
     ("task_arithmetic", "task_arithmetic", (1, 1, 1), {}),
@@ -65,7 +66,7 @@ def dare_with_masks(case, group, method):
     found = {}
     for name, weight in base.items():
         tensors = group(method, weight, [expert[name] for expert in experts])
-        deltas = [drop(d, masks[f"{name}#{i}"].bool(), 0.3, "density") for i, d in enumerate(tensors.deltas())]
+        deltas = [masked(d, -masks[f"{name}#{i}"].int()) / 0.3 for i, d in enumerate(tensors.deltas())]
         found[name] = merge(tensors, deltas)
     return found, base, experts
 
@@ -131,3 +132,46 @@ def test_added_rows_are_cut_to_the_bases(oracle, tmp_path, without_postflight):
     assert len(case.weights("ft_instruct")["lm_head.weight"]) > rows
     found = case.merge(case.recipe("linear"), tmp_path / "out")
     assert len(found["lm_head.weight"]) == len(found["model.embed_tokens.weight"]) == rows
+
+
+WIDEN = [
+    ("widen", ["ft_code", "ft_instruct", "ft_math"], {}),
+    ("widen_pair", ["ft_code", "ft_math"], {}),
+    (
+        "widen_t1.2_s0.7",
+        ["ft_code", "ft_instruct", "ft_math"],
+        {"above_average_value_ratio": 1.2, "score_calibration_value": 0.7},
+    ),
+]
+
+
+@pytest.mark.parametrize(("label", "experts", "parameters"), WIDEN, ids=[case[0] for case in WIDEN])
+def test_widen_in_fp64(oracle, tmp_path, without_postflight, label, experts, parameters):
+    case = oracle("llama_f64_widen")
+    recipe = Recipe.parse(
+        {
+            "merge_method": "widen",
+            "base_model": "base",
+            "models": [{"model": name} for name in experts],
+            "parameters": parameters,
+            "dtype": "float64",
+        }
+    )
+    assert furthest(case.merge(recipe, tmp_path / "out"), case.recorded("outputs", label)) <= 1e-9
+
+
+def test_widen_then_aim_in_fp64(oracle, tmp_path, without_postflight):
+    case = oracle("llama_f64_widen")
+    models = [{"model": name} for name in case.experts]
+    recipe = Recipe.parse(
+        {"merge_method": "widen", "base_model": "base", "models": models, "dtype": "float64", "aim": {"omega": 0.4}}
+    )
+    found = case.merge(recipe, tmp_path / "out", statistics=case.statistics)
+    # the statistics, and so the recorded importance, are float32
+    assert furthest(found, case.recorded("outputs", "widen__aim_w0.4")) <= 1e-7
+
+
+def test_mergelm_ties_in_fp64(oracle, tmp_path, without_postflight):
+    case = oracle("llama_f64_widen")
+    recipe = case.recipe("ties", parameters={"density": 0.2, "trim": "mergelm"}, dtype="float64")
+    assert furthest(case.merge(recipe, tmp_path / "out"), case.recorded("outputs", "mergelm_ties")) <= 1e-9

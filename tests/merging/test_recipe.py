@@ -56,11 +56,11 @@ def test_every_problem_is_told_at_once():
     ("value", "expected"),
     [
         (data(method="tise"), "did you mean ties?"),
-        (data(method="zzz"), "known: dare_linear"),
+        (data(method="zzz"), "known: arcee_fusion"),
         ({**data(), "base_model": None}, "base_model: ties works on deltas"),
         ({**data("linear"), "base_model": None, "models": [{"model": "a"}], "aim": {}}, "AIM relaxes towards a base"),
         (data(models=[]), "models"),
-        (data(models=[{"model": "base"}]), "no expert beside the base"),
+        (data(models=[{"model": "base"}]), "ties merges at least 1 beside the base, found 0"),
         (data(parameters={"density": True}), "density must be"),
         (data(parameters={"density": float("nan")}), "density must be"),
         (data(parameters={"trim": "layer"}), "one of tensor, model"),

@@ -1,0 +1,154 @@
+"""The folder a merge is made in: shards that appear when whole, a note of how far it got, the rename at the end."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import shutil
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from merging.checkpoint import INDEX, SINGLE, Writer
+from merging.errors import InputError
+from merging.preflight import Output
+
+
+class OutputFolder:
+    """`out`, built beside as `out.partial`.
+
+    A shard takes its name once it is whole, so what has its name is done; `out.partial.json` holds `key` (what is being
+    made) and the finished shards' sums, so that a merge that was killed goes on where it stopped.
+    """
+
+    def __init__(self, out: Path, key: str, outputs: Mapping[str, Output], shard_size: int | None):
+        """Raises InputError if `out` holds something, or another merge is writing it."""
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(f"{out}: holds something already; name a new folder or empty this one")
+        self.out, self.outputs = out, outputs
+        self.partial = out.with_name(out.name + ".partial")
+        self._note = out.with_name(out.name + ".partial.json")
+        self.partial.mkdir(parents=True, exist_ok=True)
+        self._lock = lock(self.partial)
+        self._key = key
+        self.sums: dict[str, dict[str, float]] = self._resume()
+        self._write_note()
+        self.shards = shard_names(outputs, shard_size)
+        self._file_of = {name: file for file, names in self.shards.items() for name in names}
+        self._left = {file: len(names) for file, names in self.shards.items() if not (self.partial / file).exists()}
+        self._writers: dict[str, Writer] = {}
+        self._opening = threading.Lock()
+        self._squares: dict[str, dict[str, float]] = {}
+
+    def _resume(self) -> dict:
+        """The sums of the shards an earlier merge with this key finished; what another left is removed."""
+        try:
+            note = json.loads(self._note.read_text())
+        except (OSError, ValueError):
+            note = {}
+        if note.get("key") == self._key:
+            return note["sums"]
+        left = list(self.partial.iterdir())
+        if left and not note:
+            raise InputError(f"{self.partial}: is in the way and was not left by a merge; move it")
+        for path in left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return {}
+
+    def _write_note(self) -> None:
+        beside = self._note.with_suffix(".new")
+        beside.write_text(json.dumps({"key": self._key, "sums": self.sums}))
+        os.replace(beside, self._note)
+
+    def todo(self) -> list[str]:
+        """The tensors that are not in a finished shard, in order."""
+        return [name for name in self._file_of if self._file_of[name] in self._left]
+
+    def put(self, name: str, piece: torch.Tensor, start: int) -> None:
+        """Write a piece of a tensor to its shard. May be called from any thread."""
+        self._writer(self._file_of[name]).write(name, piece, start)
+
+    def _writer(self, file: str) -> Writer:
+        with self._opening:
+            if file not in self._writers:
+                described = {n: (self.outputs[n].dtype, self.outputs[n].shape) for n in self.shards[file]}
+                self._writers[file] = Writer(self.partial / (file + ".unfinished"), described)
+            return self._writers[file]
+
+    def finish(self, name: str, square: float | None) -> None:
+        """A tensor is written; the shard takes its name after its last."""
+        file = self._file_of[name]
+        if square is not None:
+            self._squares.setdefault(file, {})[name] = square
+        self._left[file] -= 1
+        if self._left[file] == 0:
+            self._writer(file).close()
+            del self._writers[file]
+            self.sums[file] = self._squares.pop(file, {})
+            self._write_note()
+            os.rename(self.partial / (file + ".unfinished"), self.partial / file)
+
+    def write_index(self) -> None:
+        """The index, where there is more than one shard."""
+        if list(self.shards) == [SINGLE]:
+            return
+        size = sum(math.prod(output.shape) * output.dtype.itemsize for output in self.outputs.values())
+        index = {"metadata": {"total_size": size}, "weight_map": self._file_of}
+        (self.partial / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+    def squares(self) -> dict[str, float]:
+        """The sums of squares by tensor, those of shards finished earlier included."""
+        return {name: value for file in self.shards for name, value in self.sums.get(file, {}).items()}
+
+    def publish(self) -> None:
+        """Give the folder its name."""
+        os.rename(self.partial, self.out)
+        self._note.unlink(missing_ok=True)
+        os.close(self._lock)
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        self.release()
+        shutil.rmtree(self.partial, ignore_errors=True)
+        self._note.unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Close what is open; finished shards stay for a rerun."""
+        for writer in self._writers.values():
+            writer.abandon()
+        self._writers = {}
+        os.close(self._lock)
+
+
+def lock(folder: Path) -> int:
+    """A folder, held for this process. The kernel lets go of it when the process ends, however it ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise InputError(f"{folder}: another merge is writing this folder; wait for it or name another") from None
+    return descriptor
+
+
+def shard_names(outputs: Mapping[str, Output], shard_size: int | None) -> dict[str, list[str]]:
+    """`{file: tensors}`, tensors in the order of their names, each file at most `shard_size` bytes of weights.
+
+    A tensor that is larger has a file of its own. None: one file.
+    """
+    shards: list[list[str]] = []
+    room = 0
+    for name in sorted(outputs):
+        size = math.prod(outputs[name].shape) * outputs[name].dtype.itemsize
+        if not shards or (shard_size and size > room):
+            shards.append([])
+            room = shard_size or 0
+        shards[-1].append(name)
+        room -= size
+    if len(shards) <= 1:
+        return {SINGLE: shards[0] if shards else []}
+    return {f"model-{i:05}-of-{len(shards):05}.safetensors": names for i, names in enumerate(shards, start=1)}

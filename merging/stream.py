@@ -1,0 +1,242 @@
+"""The weights of one or several merges over the same inputs, made block by block in one reading.
+
+A block is a few whole rows of a tensor, small enough for a core's cache. Worker threads each map a block of every
+input, widen it, merge it, round it and put it in its place in the output files; torch and the kernel release the
+interpreter for all of that. What a method must know of a whole tensor it finds in passes of its own before.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from merging import aim
+from merging.errors import InputError
+from merging.methods import Group, Method
+from merging.preflight import Model, Output
+
+BLOCK = 1 << 17  # elements
+AHEAD = 8  # blocks per worker that may be under way before the first of them must be done
+Put = Callable[[str, torch.Tensor, int], None]
+
+
+@dataclass
+class Target:
+    """Where a merge's tensors go, `put(name, piece, start)`; those not in `outputs` are there already."""
+
+    outputs: Mapping[str, Output]
+    put: Put
+    omega: float | None = None
+    statistics: Mapping[str, torch.Tensor] | None = None
+    squares: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Job:
+    """One merge of some of the inputs; its targets differ in AIM and in output dtype only."""
+
+    method: Method
+    shared: dict[str, Any]
+    settings: list[dict[str, Any]]
+    experts: list[str]
+    keys: list[str]
+    seed: int
+    base: str | None
+    targets: list[Target] = field(default_factory=list)
+
+
+class Stream:
+    """The reading of `models` in blocks, and the making of `jobs`."""
+
+    def __init__(self, models: Mapping[str, Model], frame: str, jobs: Sequence[Job], dtype: torch.dtype, read_as):
+        """`frame` names the base, or the first model; inputs are read as `read_as` (None: as stored)."""
+        self.models, self.frame, self.jobs = models, frame, jobs
+        self.dtype, self.read_as = dtype, read_as
+        self.shapes = models[frame].tensors
+        self.checked: set[str] = set()
+        self.needs_frame = any(job.base or any(t.omega is not None for t in job.targets) for job in jobs)
+
+    def make(self, names: Sequence[str], every: Sequence[str], finished: Callable[[str], None]) -> None:
+        """Make the float tensors `names` of every target that lists them; `every` are all the model has.
+
+        `finished(name)` is called, in this thread, after a tensor's last block.
+        """
+        count = workers()
+        with one_thread_each(), ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            self.pool = pool
+            whole_model = self.survey_model(every)
+            pending: deque[tuple[str, Future]] = deque()
+            left: dict[str, int] = {}
+
+            def drain(limit: int) -> None:
+                while len(pending) > limit:
+                    name, future = pending.popleft()
+                    self.add_squares(name, future.result())
+                    left[name] -= 1
+                    if not left[name]:
+                        finished(name)
+
+            try:
+                for name in names:
+                    facts = [
+                        whole if whole is not None else self.survey(job, name)
+                        for job, whole in zip(self.jobs, whole_model, strict=True)
+                    ]
+                    factors = self.factors(name)
+                    blocks = row_blocks(self.shapes[name])
+                    left[name] = len(blocks)
+                    for rows in blocks:
+                        pending.append((name, pool.submit(self.make_block, name, rows, facts, factors)))
+                        drain(AHEAD * count)
+                drain(0)
+            finally:
+                for _, future in pending:
+                    future.cancel()
+
+    def survey_model(self, names: Sequence[str]) -> list:
+        """Per job, what its survey finds over all tensors; None where it surveys tensor by tensor, or not at all."""
+        total = sum(math.prod(self.shapes[name]) for name in names)
+        return [
+            job.method.survey(self.over(job, names), total, job.shared, job.settings)
+            if job.method.survey and job.method.whole_model(job.shared)
+            else None
+            for job in self.jobs
+        ]
+
+    def survey(self, job: Job, name: str):
+        """What a job's survey finds over one tensor; None where it has none."""
+        if not job.method.survey:
+            return None
+        total = math.prod(self.shapes[name])
+        return job.method.survey(self.over(job, [name]), total, job.shared, job.settings)
+
+    def over(self, job: Job, names: Sequence[str]):
+        """Passes over the blocks of some tensors, in the threads, the results in order."""
+        blocks = [(name, rows) for name in names for rows in row_blocks(self.shapes[name])]
+
+        def over(function: Callable[[Group], Any], stride: int = 1) -> list:
+            def one(block) -> Any:
+                name, rows = block
+                wanted = [*job.experts, *([job.base] if job.base else [])]
+                check = stride == 1 and name not in self.checked
+                return function(self.group(job, name, rows, self.load(wanted, name, rows, stride, check), None))
+
+            found = list(self.pool.map(one, blocks))
+            if stride == 1 and set(job.experts) | {job.base} >= set(self.models):
+                self.checked.update(names)
+            return found
+
+        return over
+
+    def group(self, job: Job, name: str, rows: tuple[int, int], tensors: Mapping[str, torch.Tensor], facts) -> Group:
+        return Group(
+            name=name,
+            base=tensors[job.base] if job.base else None,
+            experts=[tensors[model] for model in job.experts],
+            shared=job.shared,
+            settings=job.settings,
+            keys=job.keys,
+            seed=job.seed,
+            start=rows[0] * math.prod(self.shapes[name][1:]),
+            facts=facts,
+        )
+
+    def load(self, models, name: str, rows: tuple[int, int], stride: int, check: bool) -> dict[str, torch.Tensor]:
+        """A block of each model in the compute dtype. Raises InputError if `check` finds one that is not finite."""
+        found = {}
+        for model in models:
+            if model in found:
+                continue
+            opened = self.models[model]
+            tensor = opened.checkpoint.read(opened.stored(name))
+            if tensor.dim():
+                tensor = tensor[rows[0] : rows[1]]
+            tensor = tensor.reshape(-1)[::stride] if stride > 1 else tensor
+            tensor = tensor.to(self.read_as) if self.read_as else tensor
+            found[model] = tensor.to(self.dtype)
+            # a finite sum has finite terms; a sum that is not may merely have overflowed
+            if check and not math.isfinite(found[model].sum()) and not bool(found[model].isfinite().all()):
+                raise InputError(
+                    f"{opened.checkpoint.folder}: tensor {name} holds NaN or Inf; this checkpoint is damaged"
+                )
+        return found
+
+    def factors(self, name: str) -> list[list[torch.Tensor | None]]:
+        """Per job and target, what AIM multiplies the change by; None where it leaves the tensor alone."""
+        return [[self.factor(target, name) for target in job.targets] for job in self.jobs]
+
+    def factor(self, target: Target, name: str) -> torch.Tensor | None:
+        module = target.outputs[name].module if name in target.outputs else None
+        if target.omega is None or module is None:
+            return None
+        return aim.factor(target.statistics[module].to(self.dtype), target.omega)
+
+    def make_block(self, name: str, rows: tuple[int, int], facts: list, factors: list) -> list[list[float]]:
+        """Merge a block for every job, put it into every target. Sums of squares of the change by job and target."""
+        wanted = [model for job in self.jobs for model in job.experts] + ([self.frame] if self.needs_frame else [])
+        with torch.no_grad():
+            tensors = self.load(wanted, name, rows, 1, check=name not in self.checked)
+            base = tensors.get(self.frame) if self.needs_frame else None
+            squares = []
+            for job, found, by_target in zip(self.jobs, facts, factors, strict=True):
+                group = self.group(job, name, rows, tensors, found)
+                merged = job.method.merge(group)
+                squares.append(
+                    [
+                        put(target, name, group.start, base, merged, factor)
+                        for target, factor in zip(job.targets, by_target, strict=True)
+                    ]
+                )
+        return squares
+
+    def add_squares(self, name: str, squares: list[list[float]]) -> None:
+        """Add a block's sums to its targets' totals; blocks come in order, so that the totals do not vary."""
+        for job, by_target in zip(self.jobs, squares, strict=True):
+            for target, value in zip(job.targets, by_target, strict=True):
+                if value is not None:
+                    target.squares[name] = target.squares.get(name, 0.0) + value
+
+
+def put(target: Target, name: str, start: int, base, merged: torch.Tensor, factor) -> float | None:
+    """Relax a merged block, round it and hand it to its target. The sum of squares of the change, given a base."""
+    if name not in target.outputs:
+        return None
+    if factor is not None:
+        merged = aim.scaled(base, merged, factor)
+    target.put(name, merged.to(target.outputs[name].dtype), start)
+    if base is None:
+        return None
+    change = merged - base
+    return float(torch.dot(change.flatten(), change.flatten()))
+
+
+def workers() -> int:
+    """How many threads make blocks: one per core this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def row_blocks(shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """The rows [first, end) of each block of a tensor. A vector is one block: some methods rank the whole of it."""
+    if len(shape) < 2 or math.prod(shape) <= BLOCK:
+        return [(0, shape[0] if shape else 1)]
+    rows = max(1, BLOCK // math.prod(shape[1:]))
+    return [(first, min(first + rows, shape[0])) for first in range(0, shape[0], rows)]
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """One torch thread per worker: the blocks are what runs in parallel."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
