@@ -126,7 +126,6 @@ def merge(
 ) -> None:
     """Merge local checkpoints by a recipe; model paths count from the current folder."""
     from merging.engine import merge as run
-
     from merging.recipe import Recipe
 
     loaded = Recipe.load(recipe)
