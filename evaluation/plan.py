@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from evaluation.benchmark import Benchmark, score_digest
 from evaluation.candidates import expand
 from evaluation.study import Study
-from merging.digest import calibration_digest
+from merging.digest import calibration_digest, json_digest
 
 
 class _Part(BaseModel):
@@ -32,8 +32,10 @@ class PlannedModel(_Part):
 
 
 class PlannedCalibration(_Part):
+    """`texts` says what to calibrate on: {"sha256"} of a file in the bucket, or a pinned data set."""
+
     digest: str
-    texts_sha256: str
+    texts: dict[str, str]
     samples: int
     block: int
 
@@ -106,14 +108,14 @@ def plan_study(
     run: str,
     resolved: Mapping[str, Mapping[str, Any]],
     *,
-    texts_sha256: str = "",
+    texts: Mapping[str, str] | None = None,
     force: bool = False,
     promote: bool = True,
 ) -> StudyPlan:
     """Lay out one run of `study`.
 
-    `resolved` gives for `base` and every expert at least {"digest", "reference"}; `texts_sha256` is the digest of the
-    calibration texts.
+    `resolved` gives for `base` and every expert at least {"digest", "reference"}; `texts` says what
+    to calibrate on (see PlannedCalibration), where that is needed.
     """
     models = [
         PlannedModel(
@@ -127,12 +129,11 @@ def plan_study(
         for name, found in resolved.items()
     ]
     calibration = None
-    if study.needs_calibration and study.calibration:
+    if study.needs_calibration and study.calibration and texts:
         given = study.calibration
-        digest = calibration_digest(resolved["base"]["digest"], texts_sha256, given.samples, given.block)
-        calibration = PlannedCalibration(
-            digest=digest, texts_sha256=texts_sha256, samples=given.samples, block=given.block
-        )
+        text_digest = texts.get("sha256") or json_digest(dict(texts))
+        digest = calibration_digest(resolved["base"]["digest"], text_digest, given.samples, given.block)
+        calibration = PlannedCalibration(digest=digest, texts=dict(texts), samples=given.samples, block=given.block)
     return StudyPlan(
         study=study,
         run=run,

@@ -91,11 +91,23 @@ class Informed(_Part):
 
 
 class Calibration(_Part):
-    """The texts whose activations inform the merges (the published setting is 256 samples in blocks of 512)."""
+    """The texts whose activations inform the merges: a JSONL file, or a field of a data set on the hub.
 
-    texts: str
+    The published setting (arXiv 2502.02421) is 256 samples of the Pile's validation split in blocks of 512 tokens.
+    """
+
+    texts: str | None = None
+    dataset: str | None = None
+    split: str = "validation"
+    field: str = "text"
     samples: int = Field(256, ge=1)
     block: int = Field(512, ge=2)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Calibration:
+        if (self.texts is None) == (self.dataset is None):
+            raise ValueError("name either `texts` (a JSONL file) or `dataset` (a hub id), one of the two")
+        return self
 
 
 class Promotion(_Part):

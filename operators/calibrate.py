@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from evaluation.plan import StudyPlan
@@ -17,15 +19,12 @@ class CalibrateOperator(StudyStep):
     def work(self, store: ObjectStore, plan: StudyPlan, context: Any) -> str:
         wanted = plan.calibration
         if plan.force or store.manifest("calibrations", wanted.digest) is None:
-            from merging.calibration import calibrate, read_texts, token_blocks
+            from merging.calibration import calibrate, token_blocks
 
             base = store.local("models", plan.model("base").digest)
             with store.scratch() as folder:
                 (folder / "out").mkdir()
-                texts = store.download(
-                    f"texts/{wanted.texts_sha256}.jsonl", folder / "texts.jsonl", wanted.texts_sha256
-                )
-                blocks = token_blocks(read_texts(texts), base, wanted.samples, wanted.block)
+                blocks = token_blocks(_texts(store, wanted.texts, folder), base, wanted.samples, wanted.block)
                 about = {"model": plan.model("base").digest, "samples": wanted.samples, "block": wanted.block}
                 metadata = {"calibration": wanted.digest, **{key: str(value) for key, value in about.items()}}
                 calibrate(
@@ -38,3 +37,13 @@ class CalibrateOperator(StudyStep):
                 )
                 store.publish("calibrations", wanted.digest, folder / "out", about, force=plan.force)
         return store.uri("calibrations", wanted.digest)
+
+
+def _texts(store: ObjectStore, texts: dict[str, str], folder: Path) -> Iterable[str]:
+    if "dataset" in texts:
+        from evaluation.texts import dataset_texts
+
+        return dataset_texts(texts["dataset"], texts["revision"], texts["split"], texts["field"])
+    from merging.calibration import read_texts
+
+    return read_texts(store.download(f"texts/{texts['sha256']}.jsonl", folder / "texts.jsonl", texts["sha256"]))

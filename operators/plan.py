@@ -15,6 +15,7 @@ from merging.digest import file_sha256
 from operators.hooks import object_store
 from operators.hooks.mlflow import tracking
 from operators.hooks.object_store import ObjectStore
+from operators.links import MLflowLink, airflow_url
 from operators.preflight import resolve_models
 from operators.step import sources, typed_errors
 
@@ -24,8 +25,11 @@ log = logging.getLogger(__name__)
 class PlanOperator(BaseOperator):
     """Returns the plan's address and, for each mapped step, the names of the members it has to work on."""
 
+    operator_extra_links = (MLflowLink(),)
+
     def __init__(self, *, study_file: str, **kwargs: Any):
         super().__init__(multiple_outputs=True, **kwargs)
+        self.mlflow_url = ""
         self.study_file = study_file
 
     def execute(self, context: Any) -> dict[str, Any]:
@@ -35,8 +39,8 @@ class PlanOperator(BaseOperator):
             plan = self._plan(store, study, context["run_id"], context["params"])
             key = f"studies/{study.name}/{plan.run}/plan.json"
             store.write_json(key, plan.model_dump(mode="json"))
-            run_url = open_parent_run(plan, context)
-        _log_plan(plan, run_url)
+            self.mlflow_url = open_parent_run(plan, context)
+        _log_plan(plan, self.mlflow_url)
         return {
             "plan": store.uri(key),
             "fetch": plan.to_fetch(),
@@ -47,8 +51,8 @@ class PlanOperator(BaseOperator):
 
     def _plan(self, store: ObjectStore, study: Study, run: str, params: Any) -> StudyPlan:
         resolved = resolve_models(study, sources(store))
-        texts = _upload_texts(store, study) if study.needs_calibration and study.calibration else {}
-        plan = plan_study(study, run, resolved, **texts, force=params["force"], promote=params["promote"])
+        texts = _pin_texts(store, study) if study.needs_calibration else None
+        plan = plan_study(study, run, resolved, texts=texts, force=params["force"], promote=params["promote"])
         return plan.model_copy(update={"missing": frozenset(_missing(store, plan))})
 
 
@@ -62,12 +66,17 @@ def with_limit(study: Study, limit: int | None) -> Study:
     return study.model_copy(update={"benchmarks": benchmarks})
 
 
-def _upload_texts(store: ObjectStore, study: Study) -> dict[str, str]:
-    """Put the calibration texts where every worker can read them, under their digest."""
-    path = study.folder / Path(study.calibration.texts).expanduser()
-    sha256 = file_sha256(path)
-    store.upload(f"texts/{sha256}.jsonl", path)
-    return {"texts_sha256": sha256}
+def _pin_texts(store: ObjectStore, study: Study) -> dict[str, str]:
+    """A file goes to the bucket under its digest, where every worker can read it; a data set is pinned to a commit."""
+    given = study.calibration
+    if given.texts:
+        path = study.folder / Path(given.texts).expanduser()
+        sha256 = file_sha256(path)
+        store.upload(f"texts/{sha256}.jsonl", path)
+        return {"sha256": sha256}
+    name, _, revision = given.dataset.partition("@")
+    commit = sources(store).hub.dataset_commit(name, revision or None)
+    return {"dataset": name, "revision": commit, "split": given.split, "field": given.field}
 
 
 def _missing(store: ObjectStore, plan: StudyPlan) -> Iterable[str]:
@@ -95,9 +104,9 @@ def open_parent_run(plan: StudyPlan, context: Any) -> str:
     """Start (or find) the MLflow run of this DAG run; returns its address."""
     track = tracking()
     experiment = track.experiment(plan.study.name)
-    run = track.parent_run(
-        experiment, plan.run, {"airflow.dag_id": context["dag"].dag_id, "airflow.run_id": context["run_id"]}
-    )
+    tags = {"airflow.dag_id": plan.study.name, "airflow.url": airflow_url(context)}
+    run = track.parent_run(experiment, plan.run, tags)
+    track.describe(run, f"[The run in Airflow]({airflow_url(context)})")
     return track.run_url(experiment, run)
 
 

@@ -36,7 +36,7 @@ def _resolve_all(study: Study, sources: Sources) -> dict[str, ResolvedModel]:
             resolved[name] = sources.resolve(source, study.folder)
         except InputError as error:
             problems += [f"{name}: {problem}" for problem in error.problems]
-    if study.needs_calibration and study.calibration:
+    if study.needs_calibration and study.calibration.texts:
         texts = study.folder / os.path.expanduser(study.calibration.texts)
         if not texts.is_file():
             problems.append(f"calibration: texts: there is no file {texts}")

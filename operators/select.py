@@ -13,6 +13,7 @@ from evaluation.plan import PlannedCandidate, PlannedModel, StudyPlan
 from merging.errors import TransientError
 from operators.hooks.mlflow import tracking
 from operators.hooks.object_store import ObjectStore
+from operators.links import MLflowLink, airflow_url
 from operators.step import StudyStep, report_key
 
 log = logging.getLogger(__name__)
@@ -20,6 +21,9 @@ log = logging.getLogger(__name__)
 
 class SelectOperator(StudyStep):
     """Returns the address of the run's report.json."""
+
+    operator_extra_links = (MLflowLink(),)
+    mlflow_url = ""
 
     def work(self, store: ObjectStore, plan: StudyPlan, context: Any) -> str:
         from evaluation.figures import table_markdown
@@ -36,12 +40,13 @@ class SelectOperator(StudyStep):
                 artifacts = _artifacts(store, member, scores, folder / row["digest"][:16])
                 row["mlflow_run"] = track.log_member(parent, **_record(plan, member, row), artifacts=artifacts)
             track.log_files(parent, _pictures(report, folder))
-        report["mlflow_url"] = track.run_url(experiment, parent)
+        report["mlflow_url"] = self.mlflow_url = track.run_url(experiment, parent)
         report["compare_url"] = track.compare_url(
             experiment, [row["mlflow_run"] for row in report["rows"] if row["kind"] == "candidate"]
         )
         table = table_markdown(report["rows"], report["objectives"])
-        track.describe(parent, f"[Compare all runs]({report['compare_url']})\n\n{table}")
+        links = f"[The run in Airflow]({airflow_url(context)}) · [Compare the candidates]({report['compare_url']})"
+        track.describe(parent, f"{links}\n\n{table}")
         store.write_json(report_key(plan), report)
         track.finish(parent, "FINISHED")
         log.info("%d of %d candidates are on the front", *_count(report["rows"]))

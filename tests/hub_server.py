@@ -110,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.hub.take_fault(path) if self.command == "GET" else None
         if fault and fault.status:
             return self.refuse(fault.status, fault.error_code)
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
+        if found := re.fullmatch(r"/api/(?:models|datasets)/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             return self.model_info(found[1], found[2] or "main")
         if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self.resolve(found[1], found[2], found[3], fault)

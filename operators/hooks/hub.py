@@ -60,6 +60,15 @@ class Hub:
 
         return HubModel(self, repo, self.retry(ask), cache)
 
+    def dataset_commit(self, name: str, revision: str | None) -> str:
+        """The commit that a data set's `revision` (None: main) has now. Errors as `model`."""
+
+        def ask():
+            with hub_errors(name, self.api.endpoint):
+                return self.api.dataset_info(name, revision=revision, timeout=30)
+
+        return self.retry(ask).sha
+
     def pinned(self, repo: str, commit: str, cache: Path) -> "HubModel":
         """The model `repo` at a commit known already; asks the hub nothing yet."""
         return HubModel(self, repo, commit, cache)

@@ -17,13 +17,13 @@ STUDY = {
 }
 
 
-def plan(texts="t", models=("b", "m", "c"), **changes):
+def plan(texts=None, models=("b", "m", "c"), **changes):
     study = Study.parse({**STUDY, **changes}, folder=Path("."))
     resolved = {
         name: {"digest": digest * 64, "reference": source}
         for (name, source), digest in zip(study.sources.items(), models, strict=True)
     }
-    return plan_study(study, "run-1", resolved, texts_sha256=texts)
+    return plan_study(study, "run-1", resolved, texts=texts or {"sha256": "t" * 64})
 
 
 def digests(planned):
@@ -58,7 +58,7 @@ def test_adding_a_method_adds_its_candidates_alone():
 
 
 def test_other_calibration_texts_change_the_informed_merges_alone():
-    before, after = digests(plan())[0], digests(plan(texts="u"))[0]
+    before, after = digests(plan())[0], digests(plan(texts={"sha256": "u" * 64}))[0]
     assert {name for name in before if before[name] != after[name]} == {name for name in before if "aim" in name}
 
 

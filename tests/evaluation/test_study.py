@@ -55,6 +55,8 @@ def test_a_good_study_loads(tmp_path):
         ({"informed": ["aimed"]}, "informed.0", "valid: plain, aim"),
         ({"informed": [{"aim": {"omega": 1.01}}]}, "informed.0.aim.omega.0", "found 1.01"),
         ({"calibration": None}, "calibration", "missing, but `informed` asks for AIM"),
+        ({"calibration": {"texts": "a", "dataset": "b/c"}}, "calibration", "name either `texts`"),
+        ({"calibration": {"samples": 8}}, "calibration", "name either `texts`"),
         ({"combinations": [["math", "cod"]]}, "combinations", "cod: not among the experts (math, code, chat)"),
         ({"combinations": [["math", "math"]]}, "combinations", "names an expert twice"),
         ({"combinations": [["math", "code"], ["code", "math"]]}, "combinations", "stands twice"),

@@ -258,3 +258,12 @@ def test_connection_gives_endpoint_and_token(monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_HUGGINGFACE_DEFAULT", connection)
     api = hub_module.from_connection().api
     assert (api.endpoint, api.token) == ("https://hub.example", "hf_x")
+
+
+def test_a_data_set_is_pinned_to_its_commit(hub_server, sources):
+    commit = hub_server.commit("org/texts", {"validation.jsonl": b"{}"})
+    assert sources.hub.dataset_commit("org/texts", None) == commit
+    with pytest.raises(InputError, match="no such revision"):
+        sources.hub.dataset_commit("org/texts", "v9")
+    with pytest.raises(InputError, match="org/nothing: no such"):
+        sources.hub.dataset_commit("org/nothing", None)
