@@ -1,6 +1,6 @@
 """One DAG for every study file in dags/studies/.
 
-plan -> fetch[] -> calibrate[] -> ( merge -> benchmark )[] -> select -> promote
+plan -> fetch[] -> calibrate[] -> ( merge -> benchmark[] ) for each combination of experts -> select -> promote
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from airflow.sdk import DAG, Param, TaskGroup, task, task_group
+from airflow.sdk import DAG, Param, TaskGroup, task
 
 from evaluation.study import Study
 from merging.errors import InputError
@@ -35,7 +35,7 @@ DEFAULTS = {
 }
 
 
-STEPS = ("fetch", "calibrate", "benchmark_inputs", "candidates")
+STEPS = ("fetch", "calibrate", "benchmark_inputs")
 
 
 @task
@@ -66,17 +66,18 @@ def study_dag(path: Path, study: Study) -> DAG:
         calibrate = CalibrateOperator.partial(task_id="calibrate", **heavy).expand(member=todo["calibrate"])
         measure = BenchmarkOperator.partial(task_id="benchmark_inputs", **heavy).expand(member=todo["benchmark_inputs"])
 
-        @task_group
-        def candidate(member: str) -> None:
-            merge = MergeOperator(task_id="merge", member=member, **heavy)
-            merge >> BenchmarkOperator(task_id="benchmark", member=member, **heavy)
-
-        candidates = candidate.expand(member=todo["candidates"])
         select = SelectOperator(task_id="select", plan=plan.output["plan"])
+        fetch >> [calibrate, measure]
+        measure >> select >> PromoteOperator(task_id="promote", plan=plan.output["plan"])
 
-        fetch >> [calibrate, measure, candidates]
-        calibrate >> candidates
-        [measure, candidates] >> select >> PromoteOperator(task_id="promote", plan=plan.output["plan"])
+        for combination in study.expert_combinations():
+            with TaskGroup("-".join(combination), group_display_name="+".join(combination)):
+                merge = MergeOperator(
+                    task_id="merge", plan=plan.output["plan"], member="+".join(combination), pool="gpu"
+                )
+                benchmark = BenchmarkOperator.partial(task_id="benchmark", **heavy).expand(member=merge.output)
+                [fetch, calibrate] >> merge
+                benchmark >> select
     return dag
 
 

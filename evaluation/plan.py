@@ -80,9 +80,14 @@ class StudyPlan(_Part):
         """Input models that lack a score."""
         return [model.name for model in self.models if not self.missing.isdisjoint(model.scores.values())]
 
-    def to_make(self) -> list[str]:
-        """Candidates that lack their checkpoint or a score."""
-        return [one.name for one in self.candidates if not self.missing.isdisjoint({one.digest, *one.scores.values()})]
+    def to_make(self, combination: str | None = None) -> list[str]:
+        """Candidates (of one combination, "math+code") that lack their checkpoint or a score."""
+        return [
+            one.name
+            for one in self.candidates
+            if combination in (None, "+".join(one.combination))
+            and not self.missing.isdisjoint({one.digest, *one.scores.values()})
+        ]
 
     def reused(self) -> dict[str, int]:
         """How much of each step an earlier run has already done."""

@@ -51,7 +51,7 @@ def merge(
         models=models,
         statistics=statistics,
         progress=progress,
-        metadata=metadata,
+        metadata=[metadata or {}],
         digests=digests,
         shard_size=shard_size,
     )
@@ -75,11 +75,12 @@ def merge_many(
     models: Mapping[str, Path],
     statistics: Path | None = None,
     progress: Progress | None = None,
-    metadata: Mapping | None = None,
+    metadata: Sequence[Mapping] | None = None,
     digests: Mapping[str, str] | None = None,
     shard_size: int | None = None,
 ) -> list[dict]:
-    """Merge several recipes, each into its folder, reading shared inputs once. As `merge` otherwise.
+    """Merge several recipes, each into its folder, reading shared inputs once. As `merge` otherwise, with `metadata` and
+    the result for each recipe.
 
     Recipes that differ in AIM or output dtype alone share the merge as well. Those with another base, or that read
     their inputs in another dtype, take a reading of their own.
@@ -98,7 +99,8 @@ def merge_many(
             omega = recipe.aim.omega if recipe.aim else None
             merges.append(Merge(recipe, plan, folder, Target(todo, folder.put, omega, plan.statistics)))
         write_weights(merges, identities, progress)
-        return [finish(one, identities, metadata or {}, started) for one in merges]
+        shown = metadata or [{}] * len(merges)
+        return [finish(one, identities, about, started) for one, about in zip(merges, shown, strict=True)]
     except InputError:
         for one in merges:
             one.folder.discard()

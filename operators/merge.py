@@ -1,10 +1,11 @@
-"""Merge: make one candidate's checkpoint from its recipe."""
+"""Merge: make the checkpoints of all candidates of one combination of experts, reading their shared inputs once."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from evaluation.plan import StudyPlan
+from evaluation.plan import PlannedCandidate, StudyPlan
 from operators.calibrate import STATISTICS
 from operators.hooks.object_store import ObjectStore
 from operators.progress import log_lines
@@ -12,35 +13,44 @@ from operators.step import StudyStep
 
 
 class MergeOperator(StudyStep):
-    def work(self, store: ObjectStore, plan: StudyPlan, context: Any) -> str:
-        candidate = plan.member(self.member)
-        if plan.force or store.manifest("models", candidate.digest) is None:
-            from merging.engine import merge
-            from merging.recipe import Recipe
+    """`member` is the combination ("math+code"). Returns the names of its candidates that lack a score."""
 
-            recipe = Recipe.parse(candidate.recipe)
-            by_reference = {model.reference: model.digest for model in plan.models}
-            models = {name: store.local("models", by_reference[name]) for name in recipe.inputs}
-            statistics = None
-            if recipe.aim:
-                statistics = store.local("calibrations", plan.calibration.digest) / STATISTICS
+    def work(self, store: ObjectStore, plan: StudyPlan, context: Any) -> list[str]:
+        todo = plan.to_make(self.member)
+        wanted = [plan.member(name) for name in todo]
+        wanted = [one for one in wanted if plan.force or store.manifest("models", one.digest) is None]
+        if wanted:
             with store.scratch() as folder:
-                metadata = {"name": candidate.name, "study": plan.study.name, "recipe_digest": candidate.digest}
-                report = merge(
-                    recipe,
-                    folder / "out",
-                    models=models,
-                    digests=by_reference,
-                    statistics=statistics,
-                    progress=log_lines(),
-                    metadata=metadata,
-                )
-                about = {
-                    "recipe": candidate.recipe,
-                    "inputs": {name: by_reference[name] for name in recipe.inputs},
-                    "calibration": plan.calibration.digest if recipe.aim else None,
-                    "delta_norms": report["delta_norms"],
-                }
-                manifest = store.publish("models", candidate.digest, folder / "out", about, force=plan.force)
-                store.keep("models", candidate.digest, folder / "out", manifest)
-        return store.uri("models", candidate.digest)
+                _merge_and_publish(store, plan, wanted, folder)
+        return todo
+
+
+def _merge_and_publish(store: ObjectStore, plan: StudyPlan, wanted: list[PlannedCandidate], folder: Path) -> None:
+    from merging.engine import merge_many
+    from merging.recipe import Recipe
+
+    recipes = [Recipe.parse(one.recipe) for one in wanted]
+    outs = [folder / one.digest for one in wanted]
+    digests = {model.reference: model.digest for model in plan.models}
+    names = {name for recipe in recipes for name in recipe.inputs}
+    statistics = None
+    if any(recipe.aim for recipe in recipes):
+        statistics = store.local("calibrations", plan.calibration.digest) / STATISTICS
+    reports = merge_many(
+        recipes,
+        outs,
+        models={name: store.local("models", digests[name]) for name in names},
+        digests=digests,
+        statistics=statistics,
+        progress=log_lines(),
+        metadata=[{"name": one.name, "study": plan.study.name, "recipe digest": one.digest} for one in wanted],
+    )
+    for candidate, recipe, out, report in zip(wanted, recipes, outs, reports, strict=True):
+        about = {
+            "recipe": candidate.recipe,
+            "inputs": {name: digests[name] for name in recipe.inputs},
+            "calibration": plan.calibration.digest if recipe.aim else None,
+            "delta_norms": report["delta_norms"],
+        }
+        manifest = store.publish("models", candidate.digest, out, about, force=plan.force)
+        store.keep("models", candidate.digest, out, manifest)

@@ -46,7 +46,6 @@ class PlanOperator(BaseOperator):
             "fetch": plan.to_fetch(),
             "calibrate": plan.to_calibrate(),
             "benchmark_inputs": plan.to_measure(),
-            "candidates": plan.to_make(),
         }
 
     def _plan(self, store: ObjectStore, study: Study, run: str, params: Any) -> StudyPlan:

@@ -118,19 +118,19 @@ def test_the_first_run_does_every_step(first):
     assert first["state"] == "success", first["log"][-3000:]
     assert states(first) == {
         ("plan", "success"): 1,
-        **{(f"todo.{step}", "success"): 1 for step in ("fetch", "calibrate", "benchmark_inputs", "candidates")},
+        **{(f"todo.{step}", "success"): 1 for step in ("fetch", "calibrate", "benchmark_inputs")},
         ("fetch", "success"): 3,
         ("calibrate", "success"): 1,
         ("benchmark_inputs", "success"): 3,
-        ("candidate.merge", "success"): 4,
-        ("candidate.benchmark", "success"): 4,
+        ("math-code.merge", "success"): 1,
+        ("math-code.benchmark", "success"): 4,
         ("select", "success"): 1,
         ("promote", "success"): 1,
     }
 
 
 def test_mapped_tasks_are_named_after_what_they_work_on(first):
-    names = {one["name"] for one in first["tasks"] if one["task"] == "candidate.merge"}
+    names = {one["name"] for one in first["tasks"] if one["task"] == "math-code.benchmark"}
     assert names == {
         "linear math+code",
         "linear+aim(w=0.4) math+code",
@@ -187,7 +187,7 @@ def test_a_second_run_computes_nothing_and_promotes_nothing_twice(first, workflo
     second = workflow.run()
     assert second["state"] == "success", second["log"][-3000:]
     done = {task for task, state in states(second) if state == "success" and not task.startswith("todo.")}
-    assert done == {"plan", "select", "promote"}
+    assert done == {"plan", "math-code.merge", "select", "promote"}
     before, after = report_of(store, first), report_of(store, second)
     assert after["reused"] == {"fetch": 3, "calibrate": 1, "merge": 4, "benchmark": 14}
     assert after["champion"] == before["champion"]
@@ -199,7 +199,7 @@ def test_another_limit_scores_that_benchmark_again_and_nothing_else(first, workf
     result = workflow.run(promote=False)
     assert result["state"] == "success", result["log"][-3000:]
     ran = states(result)
-    assert ran["candidate.benchmark", "success"] == 4
+    assert ran["math-code.benchmark", "success"] == 4
     assert ("fetch", "success") not in ran
     assert ("calibrate", "success") not in ran
     assert ran["promote", "skipped"] == 1
@@ -209,7 +209,9 @@ def test_a_new_method_makes_only_its_candidates(first, workflow):
     workflow.write({"methods": [*STUDY["methods"], "task_arithmetic"]})
     result = workflow.run(promote=False)
     assert result["state"] == "success", result["log"][-3000:]
-    made = {one["name"] for one in result["tasks"] if one["task"] == "candidate.merge" and one["state"] == "success"}
+    made = {
+        one["name"] for one in result["tasks"] if one["task"] == "math-code.benchmark" and one["state"] == "success"
+    }
     assert made == {"task_arithmetic math+code", "task_arithmetic+aim(w=0.4) math+code"}
     assert ("benchmark_inputs", "success") not in states(result)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+COMBINATIONS = ("math-code-instruct", "math-code", "math-instruct", "code-instruct")
 DAGS = Path(__file__).parents[2] / "dags"
 
 PARSE = """
@@ -56,39 +57,31 @@ def test_parsing_imports_nothing_heavy(parsed):
 
 
 def test_the_dag_has_the_shape_of_the_picture(parsed):
-    assert set(parsed["dags"]["tiny"]["edges"]) == {
-        "plan -> todo.fetch",
-        "plan -> todo.calibrate",
-        "plan -> todo.benchmark_inputs",
-        "plan -> todo.candidates",
-        "todo.fetch -> fetch",
-        "todo.calibrate -> calibrate",
-        "todo.benchmark_inputs -> benchmark_inputs",
-        "todo.candidates -> candidate.merge",
-        "todo.candidates -> candidate.benchmark",
-        "plan -> fetch",
-        "plan -> calibrate",
-        "plan -> benchmark_inputs",
-        "plan -> candidate.merge",
-        "plan -> candidate.benchmark",
-        "plan -> select",
-        "plan -> promote",
+    edges = {
+        *(f"plan -> todo.{step}" for step in ("fetch", "calibrate", "benchmark_inputs")),
+        *(f"todo.{step} -> {step}" for step in ("fetch", "calibrate", "benchmark_inputs")),
+        *(f"plan -> {step}" for step in ("fetch", "calibrate", "benchmark_inputs", "select", "promote")),
         "fetch -> calibrate",
         "fetch -> benchmark_inputs",
-        "fetch -> candidate.merge",
-        "calibrate -> candidate.merge",
-        "candidate.merge -> candidate.benchmark",
         "benchmark_inputs -> select",
-        "candidate.benchmark -> select",
         "select -> promote",
     }
+    for combination in COMBINATIONS:
+        edges |= {f"plan -> {combination}.merge", f"plan -> {combination}.benchmark"}
+        edges |= {f"fetch -> {combination}.merge", f"calibrate -> {combination}.merge"}
+        edges |= {f"{combination}.merge -> {combination}.benchmark", f"{combination}.benchmark -> select"}
+    assert set(parsed["dags"]["tiny"]["edges"]) == edges
 
 
 def test_heavy_steps_share_the_gpu_pool_and_mapped_tasks_bear_names(parsed):
     tiny = parsed["dags"]["tiny"]
-    heavy = {"calibrate", "benchmark_inputs", "candidate.merge", "candidate.benchmark"}
+    heavy = {"calibrate", "benchmark_inputs"}
+    heavy |= {f"{combination}.{step}" for combination in COMBINATIONS for step in ("merge", "benchmark")}
     assert {task for task, pool in tiny["pools"].items() if pool == "gpu"} == heavy
-    assert {task for task, name in tiny["names"].items() if name} == {*heavy, "fetch"}
+    assert {task for task, name in tiny["names"].items() if name} == {
+        *(task for task in heavy if not task.endswith("merge")),
+        "fetch",
+    }
     assert set(tiny["retries"].values()) == {3}
 
 
