@@ -79,8 +79,9 @@ def merge_many(
     digests: Mapping[str, str] | None = None,
     shard_size: int | None = None,
 ) -> list[dict]:
-    """Merge several recipes, each into its folder, reading shared inputs once. As `merge` otherwise, with `metadata` and
-    the result for each recipe.
+    """Merge several recipes, each into its folder, reading shared inputs once.
+
+    As `merge` otherwise, with `metadata` and the result for each recipe.
 
     Recipes that differ in AIM or output dtype alone share the merge as well. Those with another base, or that read
     their inputs in another dtype, take a reading of their own.
