@@ -136,6 +136,7 @@ class Checkpoint:
         self.folder = Path(folder)
         self.entries: dict[str, Entry] = {}
         self._maps: dict[Path, mmap.mmap] = {}
+        self._tensors: dict[str, torch.Tensor] = {}
         problems = []
         weight_map = self._weight_map()
         for name in sorted(set(weight_map.values())) if weight_map is not None else [SINGLE]:
@@ -168,7 +169,11 @@ class Checkpoint:
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor in its stored dtype and shape, backed by the file's pages: do not write to it."""
-        entry = self.entries[name]
+        if name not in self._tensors:
+            self._tensors[name] = self._map(self.entries[name])
+        return self._tensors[name]
+
+    def _map(self, entry: Entry) -> torch.Tensor:
         if entry.numel == 0:
             return torch.empty(entry.shape, dtype=entry.dtype)
         if entry.file not in self._maps:

@@ -7,12 +7,13 @@ interpreter for all of that. What a method must know of a whole tensor it finds 
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,8 @@ from merging.errors import InputError
 from merging.methods import Group, Method
 from merging.preflight import Model, Output
 
-BLOCK = 1 << 17  # elements
+BLOCK = 1 << 16  # elements
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 AHEAD = 8  # blocks per worker that may be under way before the first of them must be done
 Put = Callable[[str, torch.Tensor, int], None]
 
@@ -70,6 +72,7 @@ class Stream:
         `finished(name)` is called, in this thread, after a tensor's last block.
         """
         count = workers()
+        keep_freed_memory()
         with one_thread_each(), ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             self.pool = pool
             whole_model = self.survey_model(every)
@@ -120,17 +123,18 @@ class Stream:
 
     def over(self, job: Job, names: Sequence[str]):
         """Passes over the blocks of some tensors, in the threads, the results in order."""
-        blocks = [(name, rows) for name in names for rows in row_blocks(self.shapes[name])]
+        wanted = [*job.experts, *([job.base] if job.base else [])]
 
         def over(function: Callable[[Group], Any], stride: int = 1) -> list:
             def one(block) -> Any:
                 name, rows = block
-                wanted = [*job.experts, *([job.base] if job.base else [])]
                 check = stride == 1 and name not in self.checked
                 return function(self.group(job, name, rows, self.load(wanted, name, rows, stride, check), None))
 
-            found = list(self.pool.map(one, blocks))
-            if stride == 1 and set(job.experts) | {job.base} >= set(self.models):
+            # a sample is small enough to take from a whole tensor at once
+            cut = row_blocks if stride == 1 else whole
+            found = list(self.pool.map(one, [(name, rows) for name in names for rows in cut(self.shapes[name])]))
+            if stride == 1 and set(wanted) >= set(self.models):
                 self.checked.update(names)
             return found
 
@@ -226,9 +230,22 @@ def workers() -> int:
 def row_blocks(shape: tuple[int, ...]) -> list[tuple[int, int]]:
     """The rows [first, end) of each block of a tensor. A vector is one block: some methods rank the whole of it."""
     if len(shape) < 2 or math.prod(shape) <= BLOCK:
-        return [(0, shape[0] if shape else 1)]
+        return whole(shape)
     rows = max(1, BLOCK // math.prod(shape[1:]))
     return [(first, min(first + rows, shape[0])) for first in range(0, shape[0], rows)]
+
+
+def whole(shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """All rows as one block."""
+    return [(0, shape[0] if shape else 1)]
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what the blocks free for the next ones: it would hand it back and fault it in anew each time."""
+    with suppress(AttributeError, OSError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 64 << 20)
+        libc.mallopt(M_TRIM_THRESHOLD, 256 << 20)
 
 
 @contextmanager

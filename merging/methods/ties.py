@@ -97,7 +97,9 @@ def elect(group: Group, deltas: list[Tensor], zero_sign: float = 1.0) -> Tensor:
             divisor = share if divisor is None else divisor.add_(share)
     mixed.mul_(sign)
     if group.shared["normalize"]:
-        mixed.div_(divisor.masked_fill_(divisor == 0, 1.0))
+        least = min(group.weights())
+        # with positive weights a divisor of 0 means that nothing agreed, and any other number gives 0 as well
+        mixed.div_(divisor.clamp_(min=least) if least > 0 else divisor.masked_fill_(divisor == 0, 1.0))
     return mixed.mul_(group.shared["lambda"]).add_(group.base)
 
 
