@@ -84,7 +84,7 @@ def merge_many(
     As `merge` otherwise, with `metadata` and the result for each recipe.
 
     Recipes that differ in AIM or output dtype alone share the merge as well. Those with another base, or that read
-    their inputs in another dtype, take a reading of their own.
+    their inputs in another dtype, take a reading of their own. `metadata` has an entry for each recipe.
     """
     started = time.perf_counter()
     plans = all_plans(recipes, models, statistics)

@@ -74,10 +74,17 @@ def test_many_recipes_in_one_reading_equal_one_by_one(family, tmp_path, statisti
         "double": recipe("widen", dtype="float64"),
     }
     outs = {name: tmp_path / "many" / name for name in recipes}
-    found = merge_many(list(recipes.values()), list(outs.values()), models=family, statistics=statistics)
+    found = merge_many(
+        list(recipes.values()),
+        list(outs.values()),
+        models=family,
+        statistics=statistics,
+        metadata=[{"candidate": name} for name in recipes],
+    )
     for result, (name, one) in zip(found, recipes.items(), strict=True):
         alone = merge(one, tmp_path / "one" / name, models=family, statistics=statistics if one.aim else None)
         assert weights(outs[name]) == weights(tmp_path / "one" / name), name
+        assert f"| candidate | {name} |" in (outs[name] / "README.md").read_text()
         assert result["delta_norms"].keys() >= alone["delta_norms"].keys()
 
 
