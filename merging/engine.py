@@ -13,10 +13,11 @@ from merging.card import write_card
 from merging.digest import file_sha256, json_digest, model_digest, model_files
 from merging.errors import InputError
 from merging.output import OutputFolder
+from merging.placement import Place
 from merging.postflight import postflight
-from merging.preflight import Model, Plan, preflight
-from merging.recipe import ModelEntry, Recipe
-from merging.stream import Job, Stream, Target
+from merging.preflight import Plan, preflight
+from merging.recipe import Recipe
+from merging.stream import Job, Part, Stream, Target
 from merging.surroundings import copy_surroundings
 
 Progress = Callable[[int, int, str], None]
@@ -139,7 +140,8 @@ def write_weights(merges: Sequence[Merge], identities: Mapping[str, str], progre
     done = 0
     readings: dict[tuple, list[Merge]] = {}
     for one in merges:
-        readings.setdefault((one.recipe.frame, one.recipe.dtype, one.recipe.compute_dtype), []).append(one)
+        layers = json_digest([slice.length for slice in one.recipe.slices or []])
+        readings.setdefault((one.recipe.frame, one.recipe.dtype, layers), []).append(one)
 
     for together in readings.values():
         models = {name: model for one in together for name, model in one.plan.models.items()}
@@ -161,6 +163,7 @@ def write_weights(merges: Sequence[Merge], identities: Mapping[str, str], progre
         stream = Stream(
             models,
             first.frame,
+            {name: output.shape for name, output in together[0].plan.outputs.items()},
             jobs_of(together, identities),
             getattr(torch, first.compute_dtype),
             getattr(torch, half) if half else None,
@@ -168,7 +171,7 @@ def write_weights(merges: Sequence[Merge], identities: Mapping[str, str], progre
         if todo:
             stream.make([name for name in floats if name in todo], floats, finished)
         for name in sorted(todo - set(floats)):
-            value = agreed(models, first.frame, name)
+            value = agreed(together[0].plan, name)
             for one in together:
                 if name in one.target.outputs:
                     one.folder.put(name, value, 0)
@@ -180,35 +183,49 @@ def jobs_of(merges: Sequence[Merge], identities: Mapping[str, str]) -> list[Job]
     jobs: dict[str, Job] = {}
     for one in merges:
         recipe = one.recipe
-        experts = ordered_experts(recipe, identities)
-        job = Job(
-            method=recipe.method,
-            shared=recipe.shared(),
-            settings=[recipe.settings(entry) for entry in experts],
-            experts=[entry.model for entry in experts],
-            keys=[identities[entry.model] for entry in experts],
-            seed=recipe.random_seed,
-            base=recipe.base_model if recipe.works_on_deltas else None,
-        )
-        seed = job.seed if job.method.random else None
-        key = json_digest([job.method.name, job.shared, job.settings, job.experts, seed, job.base])
-        jobs.setdefault(key, job).targets.append(one.target)
+        said = recipe.model_dump(exclude={"aim", "out_dtype", "chat_template", "random_seed"})
+        key = json_digest([said, recipe.random_seed if recipe.method.random else None])
+        if key not in jobs:
+            parts = {name: part_of(recipe, name, place, identities) for name, place in one.plan.places.items()}
+            jobs[key] = Job(recipe.method, recipe.random_seed, parts)
+        jobs[key].targets.append(one.target)
     return list(jobs.values())
 
 
-def ordered_experts(recipe: Recipe, identities: Mapping[str, str]) -> list[ModelEntry]:
-    """The experts in the order they are summed: by digest and settings, so that the recipe's order changes no byte."""
-    if not recipe.symmetric:
-        return recipe.experts
-    return sorted(recipe.experts, key=lambda entry: (identities[entry.model], json_digest(recipe.settings(entry))))
+def part_of(recipe: Recipe, name: str, place: Place, identities: Mapping[str, str]) -> Part:
+    """What an output tensor is merged from.
+
+    The experts are summed in the order of their digests and parameters, so that the recipe's order changes no byte.
+    """
+    experts = recipe.experts_of(place.entries)
+    if recipe.symmetric:
+        experts = sorted(
+            experts, key=lambda entry: json_digest(recipe.identity(entry, identities[entry.model], place.slice))
+        )
+    base = None
+    if recipe.works_on_deltas:
+        listed = [entry for entry in place.entries if entry.model == recipe.base_model]
+        base = (recipe.base_model, place.source(listed[0], name) if listed else name)
+    return Part(
+        experts=[(entry.model, place.source(entry, name)) for entry in experts],
+        keys=[identities[entry.model] for entry in experts],
+        base=base,
+        shared=recipe.shared(name, place.t, place.slice),
+        settings=[recipe.settings(entry, place.source(entry, name), place.t, place.slice) for entry in experts],
+    )
 
 
-def agreed(models: Mapping[str, Model], frame: str, name: str) -> torch.Tensor:
+def agreed(plan: Plan, name: str) -> torch.Tensor:
     """A tensor of integers, which cannot be merged: all models must agree on it."""
-    value = models[frame].checkpoint.read(name)
-    for model in models.values():
-        if not torch.equal(model.checkpoint.read(model.stored(name)), value):
-            raise InputError(f"{model.checkpoint.folder}: integer tensor {name} differs from {frame}'s")
+    place = plan.places[name]
+    sources = [(plan.models[entry.model], place.source(entry, name)) for entry in place.entries]
+    if place.slice is None:
+        sources += [(model, name) for model in plan.models.values()]
+    model, source = sources[0]
+    value = model.checkpoint.read(model.stored(source))
+    for other, source in sources[1:]:
+        if not torch.equal(other.checkpoint.read(other.stored(source)), value):
+            raise InputError(f"{other.checkpoint.folder}: integer tensor {source} differs from {model.name}'s")
     return value
 
 

@@ -13,6 +13,8 @@ import torch
 from merging import aim
 from merging.checkpoint import Checkpoint
 from merging.errors import InputError
+from merging.layers import at_layer
+from merging.placement import Place, places
 from merging.recipe import Recipe
 from merging.vocabulary import HEAD, embedding_of, has_token_rows, is_tied
 
@@ -56,6 +58,7 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     outputs: dict[str, Output] = field(default_factory=dict)
     models: dict[str, Model] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
     statistics: dict[str, torch.Tensor] | None = None
 
 
@@ -77,25 +80,27 @@ def preflight(recipe: Recipe, models: Mapping[str, Path], *, statistics: Path | 
             problems += error.problems
     frame = opened.get(recipe.frame)
     notes = []
+    placed = places(recipe, frame.tensors) if frame else {}
     if frame:
         for model in opened.values():
             if model is not frame:
-                problems += differences(frame, model)
+                problems += differences(frame, model) if not recipe.slices else config_problems(frame, model)
                 notes += token_notes(frame, model)
+        problems += stack_problems(frame, opened, placed) if recipe.slices else []
     if recipe.tokenizer_source not in (None, "base"):
         problems.append(
             f"tokenizer_source: {recipe.tokenizer_source!r} is not supported; use base, which keeps the base's tokens"
         )
-    outputs = {name: output(recipe, frame, name) for name in frame.tensors} if frame else {}
+    outputs = {name: output(recipe, frame, name) for name in placed} if not problems else {}
     vectors = None
-    if recipe.aim:
+    if recipe.aim and not problems:
         try:
             vectors = read_statistics(recipe, statistics, outputs)
         except InputError as error:
             problems += error.problems
     if problems:
         raise InputError(problems)
-    return plan(recipe, opened, outputs, notes, vectors)
+    return plan(recipe, opened, placed, outputs, notes, vectors)
 
 
 def open_model(name: str, folder: Path) -> Model:
@@ -137,8 +142,8 @@ def read_config(path: Path) -> dict:
     return config
 
 
-def differences(frame: Model, model: Model) -> list[str]:
-    """Why a model cannot be merged with the one that gives the output its shape."""
+def config_problems(frame: Model, model: Model) -> list[str]:
+    """Why a model's architecture does not fit the one that gives the output its form."""
     where = model.checkpoint.folder
     ours, theirs = frame.config.get("architectures"), model.config.get("architectures")
     if ours != theirs or frame.config["model_type"] != model.config["model_type"]:
@@ -155,20 +160,49 @@ def differences(frame: Model, model: Model) -> list[str]:
         problems.append(
             f"{where}: has a {HEAD} of its own, but {frame.name} ties its head to its embedding; untie the base first"
         )
+    return problems
+
+
+def stack_problems(frame: Model, opened: Mapping[str, Model], placed: Mapping[str, Place]) -> list[str]:
+    """What the slices ask for that a model does not have, or in another shape."""
+    lines: list[str] = []
+    for name, place in placed.items():
+        for entry in place.entries:
+            model, source = opened.get(entry.model), place.source(entry, name)
+            if model is None:
+                continue
+            if source not in model.tensors and not (source == HEAD and model.tied):
+                lines.append(f"{model.checkpoint.folder}: tensor {source} is missing; a slice takes it as {name}")
+            elif source in model.tensors:
+                lines += shape_problem(frame, model, like(frame, name), source)
+    return lines[:SHOWN] + ([f"slices: and {len(lines) - SHOWN} more tensors that do not fit"] if lines[SHOWN:] else [])
+
+
+def like(frame: Model, name: str) -> str:
+    """The frame's own tensor that an output tensor is like: a stack can have more layers than the frame."""
+    return name if name in frame.tensors else at_layer(name, 0)
+
+
+def differences(frame: Model, model: Model) -> list[str]:
+    """Why a model cannot be merged whole with the one that gives the output its form."""
+    where = model.checkpoint.folder
+    problems = config_problems(frame, model)
+    if problems and "architecture" in problems[0]:
+        return problems
     available = set(model.tensors) | ({HEAD} if model.tied else set())
     missing = sorted(set(frame.tensors) - available)
     extra = sorted(set(model.tensors) - set(frame.tensors) - {HEAD})
     lines = [f"{where}: tensor {tensor} is missing; {frame.name} has it" for tensor in missing]
     lines += [f"{where}: tensor {tensor} is not in {frame.name}" for tensor in extra]
     for tensor in sorted(set(frame.tensors) & available):
-        lines += shape_problem(frame, model, tensor)
+        lines += shape_problem(frame, model, tensor, tensor)
     more = [f"{where}: and {len(lines) - SHOWN} more tensors that do not fit"] if len(lines) > SHOWN else []
     return problems + lines[:SHOWN] + more
 
 
-def shape_problem(frame: Model, model: Model, tensor: str) -> list[str]:
-    """A line if a tensor's shape or kind does not fit; extra rows for added tokens do, they are cut."""
-    mine, theirs = frame.tensors[tensor], model.tensors[model.stored(tensor)]
+def shape_problem(frame: Model, model: Model, ours: str, tensor: str) -> list[str]:
+    """A line if a tensor's shape or kind is not that of `ours`; extra rows for added tokens fit, they are cut."""
+    mine, theirs = frame.tensors[ours], model.tensors[model.stored(tensor)]
     cut = theirs
     if has_token_rows(tensor) and len(mine) == len(theirs) and theirs[0] > mine[0]:
         cut = (mine[0], *theirs[1:])
@@ -178,7 +212,7 @@ def shape_problem(frame: Model, model: Model, tensor: str) -> list[str]:
     kinds = [
         entries[name].dtype.is_floating_point
         for entries, name in (
-            (frame.checkpoint.entries, frame.stored(tensor)),
+            (frame.checkpoint.entries, frame.stored(ours)),
             (model.checkpoint.entries, model.stored(tensor)),
         )
     ]
@@ -215,11 +249,12 @@ def vocabulary(folder: Path) -> dict[int, str]:
 
 def output(recipe: Recipe, frame: Model, name: str) -> Output:
     """The dtype, shape and AIM module of an output tensor."""
-    stored = frame.checkpoint.entries[name].dtype
+    own = like(frame, name)
+    stored = frame.checkpoint.entries[own].dtype
     wanted = recipe.out_dtype or recipe.dtype
     dtype = getattr(torch, wanted) if wanted and stored.is_floating_point else stored
     module = aim.module_of(name, frame.tied) if recipe.aim and stored.is_floating_point else None
-    return Output(dtype, frame.tensors[name], module)
+    return Output(dtype, frame.tensors[own], module)
 
 
 def read_statistics(recipe: Recipe, path: Path | None, outputs: Mapping[str, Output]) -> dict[str, torch.Tensor]:
@@ -244,7 +279,7 @@ def read_statistics(recipe: Recipe, path: Path | None, outputs: Mapping[str, Out
     return vectors
 
 
-def plan(recipe: Recipe, opened: dict[str, Model], outputs: dict[str, Output], notes, statistics) -> Plan:
+def plan(recipe: Recipe, opened: dict[str, Model], placed, outputs: dict[str, Output], notes, statistics) -> Plan:
     """Sums over the outputs: bytes of every input once, of the output, and of the largest tensor of all models."""
     width = getattr(torch, recipe.compute_dtype).itemsize
     largest = max((math.prod(o.shape) for o in outputs.values()), default=0)
@@ -256,5 +291,6 @@ def plan(recipe: Recipe, opened: dict[str, Model], outputs: dict[str, Output], n
         notes=notes,
         outputs=outputs,
         models=opened,
+        places=placed,
         statistics=statistics,
     )

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from merging.digest import json_digest
 from merging.errors import InputError
 from merging.methods import METHODS, Method, suggest, validate_parameters
+from merging.settings import canonical, is_plain, resolve
 
 AIM_VERSION = 1  # changes whenever the bytes that AIM gives change
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
@@ -30,6 +31,26 @@ class ModelEntry(Data):
     parameters: dict[str, Any] = {}
 
 
+class Source(Data):
+    """A model's layers [first, end) that go into a slice."""
+
+    model: str = Field(min_length=1)
+    layer_range: tuple[int, int]
+    parameters: dict[str, Any] = {}
+
+
+class Slice(Data):
+    """Layers of the output, merged from as many layers of each source."""
+
+    sources: list[Source] = Field(min_length=1)
+    parameters: dict[str, Any] = {}
+
+    @property
+    def length(self) -> int:
+        first, end = self.sources[0].layer_range
+        return end - first
+
+
 class Aim(Data):
     """Activation-informed merging: `omega` (1 changes nothing), and the file of the base's statistics, if named."""
 
@@ -40,13 +61,16 @@ class Aim(Data):
 class Recipe(Data):
     """One merge. `Recipe.parse` and `Recipe.load` check it whole; see the methods' own parameters in `METHODS`.
 
+    Either `models` are merged whole, or `slices` stack layers, each slice a merge of its own.
+
     `dtype` is what the inputs are read as and the output is written in, unless `out_dtype` says otherwise; without
     either both keep the dtype they are stored in. The arithmetic is float64 with `dtype: float64`, else float32.
     """
 
     merge_method: str
     base_model: str | None = None
-    models: list[ModelEntry] = Field(min_length=1)
+    models: list[ModelEntry] = []
+    slices: list[Slice] | None = None
     parameters: dict[str, Any] = {}
     dtype: Dtype | None = None
     out_dtype: Dtype | None = None
@@ -101,7 +125,11 @@ class Recipe(Data):
 
         For the other methods (linear, karcher) the base is one of the models only if it is listed.
         """
-        return [entry for entry in self.models if not (self.works_on_deltas and entry.model == self.base_model)]
+        return self.experts_of(self.models)
+
+    def experts_of(self, entries: list) -> list:
+        """The experts among a list of models or of a slice's sources."""
+        return [entry for entry in entries if not (self.works_on_deltas and entry.model == self.base_model)]
 
     @property
     def symmetric(self) -> bool:
@@ -115,7 +143,8 @@ class Recipe(Data):
     @property
     def inputs(self) -> list[str]:
         """The models a merge reads, as the recipe names them: the base first, each once."""
-        named = ([self.base_model] if self.base_model else []) + [entry.model for entry in self.models]
+        listed = [*self.models, *(source for slice in self.slices or [] for source in slice.sources)]
+        named = ([self.base_model] if self.base_model else []) + [entry.model for entry in listed]
         return list(dict.fromkeys(named))
 
     @property
@@ -127,15 +156,22 @@ class Recipe(Data):
     def compute_dtype(self) -> str:
         return "float64" if self.dtype == "float64" else "float32"
 
-    def shared(self) -> dict[str, Any]:
-        """The parameters of the whole merge, defaults filled in."""
+    def shared(self, tensor: str = "", t: float = 0.0, slice: Slice | None = None) -> dict[str, Any]:
+        """The parameters of the whole merge, defaults filled in, for a tensor at depth `t` (0 to 1)."""
+        scopes = [slice.parameters, self.parameters] if slice else [self.parameters]
         declared = self.method.parameters.values()
-        return {p.name: p.read(self.parameters.get(p.name, p.default)) for p in declared if not p.per_model}
+        return {p.name: resolve(p, scopes, tensor, t) for p in declared if not p.per_model}
 
-    def settings(self, entry: ModelEntry) -> dict[str, Any]:
-        """The parameters of one model: its own, else those given for all models, else the defaults."""
-        given = {**self.parameters, **entry.parameters}
-        return {p.name: p.read(given.get(p.name, p.default)) for p in self.method.parameters.values() if p.per_model}
+    def settings(self, entry: ModelEntry | Source, tensor: str = "", t: float = 0.0, slice: Slice | None = None):
+        """The parameters of one model, a dict: its own, else those given for all models, else the defaults."""
+        scopes = [entry.parameters, *([slice.parameters] if slice else []), self.parameters]
+        return {p.name: resolve(p, scopes, tensor, t) for p in self.method.parameters.values() if p.per_model}
+
+    def identity(self, entry: ModelEntry | Source, digest: str, slice: Slice | None = None) -> list:
+        """What an expert is in a digest and in the order of summing: its model's digest, its parameters, its layers."""
+        scopes = [entry.parameters, *([slice.parameters] if slice else []), self.parameters]
+        own = {p.name: canonical(p, scopes) for p in self.method.parameters.values() if p.per_model}
+        return [digest, own, *([list(entry.layer_range)] if slice else [])]
 
     def digest(self, models: Mapping[str, str], calibration: str | None) -> str:
         """The digest of the merge's result: equal digests mean equal bytes.
@@ -143,16 +179,29 @@ class Recipe(Data):
         `models` gives the digest of each of `inputs`. Names and paths do not enter it; the seed does where the method
         is random, `calibration` (a calibration digest) where AIM is asked for.
         """
-        experts = [[models[entry.model], self.settings(entry)] for entry in self.experts]
-        if self.symmetric:
-            experts.sort(key=json_digest)
+
+        def identities(entries, slice: Slice | None = None) -> list:
+            found = [self.identity(entry, models[entry.model], slice) for entry in self.experts_of(entries)]
+            return sorted(found, key=json_digest) if self.symmetric else found
+
+        def shared(*scopes) -> dict:
+            return {p.name: canonical(p, scopes) for p in self.method.parameters.values() if not p.per_model}
+
+        slices = [
+            [
+                identities(slice.sources, slice),
+                [list(source.layer_range) for source in slice.sources if source.model == self.base_model],
+                shared(slice.parameters, self.parameters),
+            ]
+            for slice in self.slices or []
+        ]
         return json_digest(
             {
                 "merge": [self.merge_method, self.method.version],
                 "frame": models[self.frame],
                 "base": models[self.base_model] if self.base_model else None,
-                "experts": experts,
-                "parameters": self.shared(),
+                "experts": slices or identities(self.models),
+                "parameters": shared(self.parameters),
                 "seed": self.random_seed if self.method.random else None,
                 "dtype": [self.dtype or "float32", self.out_dtype or self.dtype],
                 "tokenizer": self.tokenizer_source or "base",
@@ -162,60 +211,119 @@ class Recipe(Data):
         )
 
 
+KEYS_WITHIN = {"models": ModelEntry, "slices": Slice, "sources": Source, "aim": Aim}
+
+
 def describe(model: type[BaseModel], error: Mapping) -> str:
     """One pydantic error as a line a person can act on."""
     location, name = error["loc"], error["loc"][-1] if error["loc"] else ""
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     if error["type"] == "extra_forbidden":
-        owner = {"models": ModelEntry, "aim": Aim}.get(location[0], model) if len(location) > 1 else model
+        owner = next((KEYS_WITHIN[part] for part in reversed(location[:-1]) if part in KEYS_WITHIN), model)
         return f"{where}: unknown key {name!r}{suggest(name, owner.model_fields)}"
     if error["type"] == "missing":
         return f"{where}: missing; it must be given"
     return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, found {error['input']!r}"
 
 
+def listed(data: Mapping) -> list[tuple[str, list]]:
+    """The lists of models in a recipe that may be malformed, and where each is: `models`, or each slice's sources."""
+    slices = data.get("slices")
+    if isinstance(slices, list):
+        found = [(f"slices[{i}].sources", s.get("sources")) for i, s in enumerate(slices) if isinstance(s, Mapping)]
+    else:
+        found = [("models", data.get("models"))]
+    return [
+        (where, [entry for entry in entries if isinstance(entry, Mapping)])
+        for where, entries in found
+        if isinstance(entries, list)
+    ]
+
+
 def method_problems(data: Mapping) -> list[str]:
-    """What is wrong with the method, its parameters and its base, in a recipe that may be malformed elsewhere."""
+    """What is wrong with the method, its parameters and its models, in a recipe that may be malformed elsewhere."""
     name = data.get("merge_method")
     if not isinstance(name, str):
         return []
-    parameters = data.get("parameters") or {}
     if name not in METHODS:
         return [f"merge_method: unknown method {name!r}{suggest(name, METHODS)}"]
-    method = METHODS[name]
-    problems = validate_parameters(name, parameters, "parameters") if isinstance(parameters, Mapping) else []
-    entries = data.get("models")
-    for i, entry in enumerate(entries if isinstance(entries, list) else []):
-        own = entry.get("parameters") if isinstance(entry, Mapping) else None
-        if not isinstance(own, Mapping):
+    method, found = METHODS[name], []
+    slices = data.get("slices") if isinstance(data.get("slices"), list) else []
+    scopes = [("parameters", data.get("parameters"), False)]
+    scopes += [
+        (f"slices[{i}].parameters", s.get("parameters"), False) for i, s in enumerate(slices) if isinstance(s, Mapping)
+    ]
+    scopes += [
+        (f"{where}[{i}].parameters", entry.get("parameters"), True)
+        for where, entries in listed(data)
+        for i, entry in enumerate(entries)
+    ]
+    whole_model = any(isinstance(p, Mapping) and p.get("trim") == "model" for _, p, _ in scopes)
+    for where, parameters, own in scopes:
+        if isinstance(parameters, Mapping):
+            found += scope_problems(method, parameters, where, own, whole_model)
+    return found + input_problems(method, data) + slice_problems(data)
+
+
+def scope_problems(method: Method, parameters: Mapping, where: str, own: bool, whole_model: bool) -> list[str]:
+    """What is wrong with the parameters of a merge, or with a model's `own`; `whole_model`: with `trim: model`."""
+    found = validate_parameters(method.name, parameters, where)
+    for key in parameters:
+        if key not in method.parameters:
             continue
-        where = f"models[{i}].parameters"
-        problems += validate_parameters(name, own, where)
-        problems += [
-            f"{where}: {key} is for the whole merge; put it in the recipe's own parameters"
-            for key in own
-            if key in method.parameters and not method.parameters[key].per_model
-        ]
-    return problems + base_problems(method, data)
+        if own and not method.parameters[key].per_model:
+            found.append(f"{where}: {key} is for the whole merge; put it in the recipe's own parameters")
+        if key == "trim" and not is_plain(parameters[key]):
+            found.append(f"{where}: trim is one for the whole model")
+        elif whole_model and not is_plain(parameters[key]):
+            found.append(f"{where}: with trim: model, {key} is one for the whole model")
+    return found
 
 
-def base_problems(method: Method, data: Mapping) -> list[str]:
-    """What is wrong between the method, AIM and the base."""
-    base, entries = data.get("base_model"), data.get("models")
+def input_problems(method: Method, data: Mapping) -> list[str]:
+    """What is wrong between the method, AIM, the base and the models."""
+    base, lists = data.get("base_model"), listed(data)
+    found = []
+    if not any(entries for _, entries in lists):
+        found.append("models: missing; name the models to merge, or slices of them")
+    if data.get("models") and data.get("slices"):
+        found.append("models, slices: both are there; keep one")
     if method.needs_base and not base:
-        return [f"base_model: {method.name} works on deltas from a base; name it"]
+        return [*found, f"base_model: {method.name} works on deltas from a base; name it"]
     if data.get("aim") is not None and not base:
-        return ["base_model: AIM relaxes towards a base; name it"]
-    named = [entry.get("model") for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, list) else []
+        return [*found, "base_model: AIM relaxes towards a base; name it"]
     on_deltas = method.needs_base or (method.takes_base and base)
-    return count_problems(method, len([model for model in named if not (on_deltas and model == base)])) if named else []
+    for where, entries in lists:
+        named = [entry.get("model") for entry in entries]
+        if named:
+            found += count_problems(method, len([n for n in named if not (on_deltas and n == base)]), where)
+        if where != "models" and on_deltas and named.count(base) != 1:
+            found.append(f"{where}: list the base {base} once, with the layers the others are compared with")
+    return found
 
 
-def count_problems(method: Method, count: int) -> list[str]:
+def count_problems(method: Method, count: int, where: str) -> list[str]:
     """Too few or too many models for a method."""
     least, most = method.experts
     if count >= least and (most is None or count <= most):
         return []
     wanted = f"{least}" if least == most else f"at least {least}"
     beside = " beside the base" if method.needs_base else ""
-    return [f"models: {method.name} merges {wanted}{beside}, found {count}"]
+    return [f"{where}: {method.name} merges {wanted}{beside}, found {count}"]
+
+
+def slice_problems(data: Mapping) -> list[str]:
+    """Slices whose sources have different numbers of layers, and what does not go with slices."""
+    found = []
+    if data.get("slices") and data.get("aim") is not None:
+        found.append("aim: the statistics are of the base's own layers; it cannot be used with slices")
+    if data.get("slices") and (data.get("parameters") or {}).get("trim") == "model":
+        found.append("parameters: trim: model cannot be used with slices, whose merges are their own")
+    for where, entries in listed(data) if data.get("slices") else []:
+        ranges = [entry.get("layer_range") for entry in entries]
+        good = all(isinstance(r, list | tuple) and len(r) == 2 and all(type(n) is int for n in r) for r in ranges)
+        if good and any(not 0 <= first < end for first, end in ranges):
+            found.append(f"{where}: a layer_range is [first, end] with 0 <= first < end, found {ranges}")
+        elif good and len({end - first for first, end in ranges}) > 1:
+            found.append(f"{where}: the sources have different numbers of layers: {ranges}")
+    return found

@@ -41,30 +41,45 @@ class Target:
     squares: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass
-class Job:
-    """One merge of some of the inputs; its targets differ in AIM and in output dtype only."""
+Tensor = tuple[str, str]  # a model's name, and the name of a tensor in it
 
-    method: Method
+
+@dataclass(frozen=True)
+class Part:
+    """What an output tensor is merged from, and with which parameters."""
+
+    experts: list[Tensor]
+    keys: list[str]
+    base: Tensor | None
     shared: dict[str, Any]
     settings: list[dict[str, Any]]
-    experts: list[str]
-    keys: list[str]
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        return self.experts + ([self.base] if self.base else [])
+
+
+@dataclass
+class Job:
+    """One merge of some of the inputs: a part by output tensor. Its targets differ in AIM and in output dtype only."""
+
+    method: Method
     seed: int
-    base: str | None
+    parts: Mapping[str, Part]
     targets: list[Target] = field(default_factory=list)
 
 
 class Stream:
     """The reading of `models` in blocks, and the making of `jobs`."""
 
-    def __init__(self, models: Mapping[str, Model], frame: str, jobs: Sequence[Job], dtype: torch.dtype, read_as):
-        """`frame` names the base, or the first model; inputs are read as `read_as` (None: as stored)."""
-        self.models, self.frame, self.jobs = models, frame, jobs
+    def __init__(self, models: Mapping[str, Model], frame: str, shapes, jobs: Sequence[Job], dtype, read_as):
+        """`frame` names the base, or the first model; `shapes` are the outputs'.
+
+        Inputs are read as the dtype `read_as` (None: as stored) and computed with in `dtype`.
+        """
+        self.models, self.frame, self.jobs, self.shapes = models, frame, jobs, shapes
         self.dtype, self.read_as = dtype, read_as
-        self.shapes = models[frame].tensors
-        self.checked: set[str] = set()
-        self.needs_frame = any(job.base or any(t.omega is not None for t in job.targets) for job in jobs)
+        self.checked: set[tuple[str, Tensor]] = set()
 
     def make(self, names: Sequence[str], every: Sequence[str], finished: Callable[[str], None]) -> None:
         """Make the float tensors `names` of every target that lists them; `every` are all the model has.
@@ -108,68 +123,68 @@ class Stream:
         """Per job, what its survey finds over all tensors; None where it surveys tensor by tensor, or not at all."""
         total = sum(math.prod(self.shapes[name]) for name in names)
         return [
-            job.method.survey(self.over(job, names), total, job.shared, job.settings)
-            if job.method.survey and job.method.whole_model(job.shared)
+            job.method.survey(self.over(job, names), total, part.shared, part.settings)
+            if job.method.survey and job.method.whole_model(part.shared)
             else None
             for job in self.jobs
+            for part in [job.parts[names[0]]]
         ]
 
     def survey(self, job: Job, name: str):
         """What a job's survey finds over one tensor; None where it has none."""
         if not job.method.survey:
             return None
-        total = math.prod(self.shapes[name])
-        return job.method.survey(self.over(job, [name]), total, job.shared, job.settings)
+        part = job.parts[name]
+        return job.method.survey(self.over(job, [name]), math.prod(self.shapes[name]), part.shared, part.settings)
 
     def over(self, job: Job, names: Sequence[str]):
         """Passes over the blocks of some tensors, in the threads, the results in order."""
-        wanted = [*job.experts, *([job.base] if job.base else [])]
 
         def over(function: Callable[[Group], Any], stride: int = 1) -> list:
             def one(block) -> Any:
                 name, rows = block
-                check = stride == 1 and name not in self.checked
-                return function(self.group(job, name, rows, self.load(wanted, name, rows, stride, check), None))
+                tensors = self.load(job.parts[name].inputs, name, rows, stride)
+                return function(self.group(job, name, rows, tensors, None))
 
             # a sample is small enough to take from a whole tensor at once
             cut = row_blocks if stride == 1 else whole
             found = list(self.pool.map(one, [(name, rows) for name in names for rows in cut(self.shapes[name])]))
-            if stride == 1 and set(wanted) >= set(self.models):
-                self.checked.update(names)
+            if stride == 1:
+                self.checked.update((name, tensor) for name in names for tensor in job.parts[name].inputs)
             return found
 
         return over
 
-    def group(self, job: Job, name: str, rows: tuple[int, int], tensors: Mapping[str, torch.Tensor], facts) -> Group:
+    def group(self, job: Job, name: str, rows: tuple[int, int], tensors: Mapping[Tensor, torch.Tensor], facts) -> Group:
+        part = job.parts[name]
         return Group(
             name=name,
-            base=tensors[job.base] if job.base else None,
-            experts=[tensors[model] for model in job.experts],
-            shared=job.shared,
-            settings=job.settings,
-            keys=job.keys,
+            base=tensors[part.base] if part.base else None,
+            experts=[tensors[expert] for expert in part.experts],
+            shared=part.shared,
+            settings=part.settings,
+            keys=part.keys,
             seed=job.seed,
             start=rows[0] * math.prod(self.shapes[name][1:]),
             facts=facts,
         )
 
-    def load(self, models, name: str, rows: tuple[int, int], stride: int, check: bool) -> dict[str, torch.Tensor]:
-        """A block of each model in the compute dtype. Raises InputError if `check` finds one that is not finite."""
+    def load(self, wanted, name: str, rows: tuple[int, int], stride: int = 1) -> dict[Tensor, torch.Tensor]:
+        """A block of each input in the compute dtype. Raises InputError if one is found not to be finite."""
         found = {}
-        for model in models:
-            if model in found:
+        for one in wanted:
+            if one in found:
                 continue
-            opened = self.models[model]
-            tensor = opened.checkpoint.read(opened.stored(name))
+            opened = self.models[one[0]]
+            tensor = opened.checkpoint.read(opened.stored(one[1]))
             if tensor.dim():
                 tensor = tensor[rows[0] : rows[1]]
             tensor = tensor.reshape(-1)[::stride] if stride > 1 else tensor
             tensor = tensor.to(self.read_as) if self.read_as else tensor
-            found[model] = tensor.to(self.dtype)
-            # a finite sum has finite terms; a sum that is not may merely have overflowed
-            if check and not math.isfinite(found[model].sum()) and not bool(found[model].isfinite().all()):
+            found[one] = tensor.to(self.dtype)
+            if stride == 1 and (name, one) not in self.checked and not is_finite(found[one]):
                 raise InputError(
-                    f"{opened.checkpoint.folder}: tensor {name} holds NaN or Inf; this checkpoint is damaged"
+                    f"{opened.checkpoint.folder}: tensor {one[1]} holds NaN or Inf; this checkpoint is damaged"
                 )
         return found
 
@@ -185,14 +200,14 @@ class Stream:
 
     def make_block(self, name: str, rows: tuple[int, int], facts: list, factors: list) -> list[list[float]]:
         """Merge a block for every job, put it into every target. Sums of squares of the change by job and target."""
-        wanted = [model for job in self.jobs for model in job.experts] + ([self.frame] if self.needs_frame else [])
+        wanted = [tensor for job in self.jobs for tensor in job.parts[name].inputs]
+        references = [self.reference(job, name) for job in self.jobs]
         with torch.no_grad():
-            tensors = self.load(wanted, name, rows, 1, check=name not in self.checked)
-            base = tensors.get(self.frame) if self.needs_frame else None
+            tensors = self.load(wanted + [reference for reference in references if reference], name, rows)
             squares = []
-            for job, found, by_target in zip(self.jobs, facts, factors, strict=True):
+            for job, reference, found, by_target in zip(self.jobs, references, facts, factors, strict=True):
                 group = self.group(job, name, rows, tensors, found)
-                merged = job.method.merge(group)
+                merged, base = job.method.merge(group), tensors[reference] if reference else None
                 squares.append(
                     [
                         put(target, name, group.start, base, merged, factor)
@@ -200,6 +215,12 @@ class Stream:
                     ]
                 )
         return squares
+
+    def reference(self, job: Job, name: str) -> Tensor | None:
+        """What the change of a tensor is measured from, and AIM relaxes it towards; None where nothing asks for it."""
+        if job.parts[name].base or not any(target.omega is not None for target in job.targets):
+            return job.parts[name].base
+        return self.frame, name
 
     def add_squares(self, name: str, squares: list[list[float]]) -> None:
         """Add a block's sums to its targets' totals; blocks come in order, so that the totals do not vary."""
@@ -220,6 +241,11 @@ def put(target: Target, name: str, start: int, base, merged: torch.Tensor, facto
         return None
     change = merged - base
     return float(torch.dot(change.flatten(), change.flatten()))
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all entries are finite. The sum settles it in one cheap pass, unless it overflows."""
+    return math.isfinite(tensor.sum()) or bool(tensor.isfinite().all())
 
 
 def workers() -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from merging.digest import is_model_file
 from merging.errors import InputError
+from merging.placement import stacked_layers
 from merging.preflight import Plan
 from merging.recipe import Recipe
 
@@ -27,12 +28,19 @@ def copy_surroundings(plan: Plan, recipe: Recipe, folder: Path) -> None:
 
 
 def write_config(plan: Plan, recipe: Recipe, path: Path) -> None:
-    """Make the config name the output's dtype; a config that does already keeps its bytes."""
-    wanted = recipe.out_dtype or recipe.dtype
-    config = dict(plan.models[recipe.frame].config)
-    key = "torch_dtype" if "torch_dtype" in config else "dtype"
-    if wanted and config.get(key) != wanted:
-        path.write_text(json.dumps(config | {key: wanted}, indent=2) + "\n")
+    """Make the config name the output's dtype and number of layers; one that does already keeps its bytes."""
+    config = plan.models[recipe.frame].config
+    changed = dict(config)
+    if recipe.out_dtype or recipe.dtype:
+        changed["torch_dtype" if "torch_dtype" in config else "dtype"] = recipe.out_dtype or recipe.dtype
+    if recipe.slices:
+        layers = stacked_layers(recipe)
+        changed["num_hidden_layers"] = len(layers)
+        kinds = plan.models[recipe.slices[0].sources[0].model].config.get("layer_types")
+        if isinstance(kinds, list) and max(layers) < len(kinds):
+            changed["layer_types"] = [kinds[layer] for layer in layers]
+    if changed != config:
+        path.write_text(json.dumps(changed, indent=2) + "\n")
 
 
 def chosen_template(plan: Plan, recipe: Recipe) -> str:

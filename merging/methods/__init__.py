@@ -15,6 +15,8 @@ from merging.methods.spherical import KARCHER, MULTISLERP, NUSLERP, SLERP
 from merging.methods.task_arithmetic import TASK_ARITHMETIC
 from merging.methods.ties import TIES
 from merging.methods.widen import WIDEN
+from merging.settings import is_plain
+from merging.settings import problems as setting_problems
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -52,9 +54,13 @@ def validate_parameters(method: str, parameters: Mapping, where: str) -> list[st
     for name, value in parameters.items():
         if name not in declared:
             problems.append(f"{where}: unknown parameter {name!r} of {method}{suggest(name, declared)}")
-        elif problem := declared[name].problem(value):
-            problems.append(f"{where}: {problem}")
-    if not problems and (problem := METHODS[method].check(dict(parameters))):
+        else:
+            problems += [f"{where}: {problem}" for problem in setting_problems(declared[name], value)]
+    if (
+        not problems
+        and all(map(is_plain, parameters.values()))
+        and (problem := METHODS[method].check(dict(parameters)))
+    ):
         problems.append(f"{where}: {problem}")
     return problems
 
