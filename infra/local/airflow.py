@@ -9,7 +9,7 @@ from infra.local.airflow_settings import GPU_SLOTS, airflow_settings
 from infra.local.checks import program, require_free_ports, require_program
 from infra.local.credentials import Credentials, write_private
 from infra.local.environment import process_environment
-from infra.local.process import Process, stop_all, wait_until
+from infra.local.process import Process, answers, stop_all, wait_until
 from infra.local.settings import Settings
 
 GPU_POOL = {"name": "gpu", "slots": GPU_SLOTS, "description": "The heavy steps: as many at once as the machine bears"}
@@ -73,6 +73,9 @@ class Airflow:
         return AirflowApi(self.settings.airflow_url, self.credentials.airflow_user, self.credentials.airflow_password)
 
     def _healthy(self) -> bool:
+        # What tasks talk to is made at its first request, which takes seconds: better now than in a task's time.
+        if not answers(f"{self.settings.airflow_url}/execution/health/ping"):
+            return False
         try:
             health = self.api().call("GET", "/api/v2/monitor/health")
         except (ApiError, OSError):

@@ -25,7 +25,7 @@ def airflow_settings(settings: Settings, credentials: Credentials) -> dict[str, 
         "core": {
             "dags_folder": settings.dags,
             "load_examples": False,
-            "executor": "LocalExecutor",
+            "executor": "infra.local.executor.PreloadingExecutor",
             "parallelism": 6,
             "execution_api_server_url": f"{settings.airflow_url}/execution/",
             "fernet_key": credentials.airflow_fernet_key,
@@ -43,7 +43,7 @@ def airflow_settings(settings: Settings, credentials: Credentials) -> dict[str, 
         "scheduler": {
             "mp_start_method": "forkserver",
             "mp_forkserver_preload": ",".join(PRELOAD),
-            "scheduler_idle_sleep_time": 0.2,
+            "scheduler_idle_sleep_time": 0.5,
         },
         # A new or changed study file is in the UI within 15 s.
         "dag_processor": {"refresh_interval": 15, "min_file_process_interval": 15, "parsing_processes": 1},

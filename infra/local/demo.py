@@ -5,6 +5,7 @@ import time
 from contextlib import suppress
 
 from rich.console import Console
+from rich.markup import escape
 
 from evaluation.study import Study
 from infra.local.airflow_api import ApiError
@@ -71,8 +72,8 @@ def _run_study(stack: Stack, name: str, begin: float, console: Console) -> dict 
 def _print_failures(run: DagRun, bad: list[Task], console: Console) -> None:
     for task in bad:
         if task.state == "failed":
-            console.print(f"\n[red]failed[/]: {task.name}; the end of its log:", highlight=False)
+            console.print(f"\n[red]failed[/]: {escape(task.name)}; the end of its log:", highlight=False)
             for line in run.log_tail(task):
                 console.print(f"    {line}", markup=False, highlight=False, soft_wrap=True)
     waiting = sum(task.state != "failed" for task in bad)
-    console.print(f"\nThe run failed; {waiting} tasks after the failure did not run.", highlight=False)
+    console.print(f"\nThe run failed; tasks not run because of it: {waiting}.", highlight=False)

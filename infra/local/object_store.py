@@ -99,8 +99,7 @@ def _arguments(data: Path, identities: Path, ports: range) -> list[str]:
         f"-master.port.grpc={master_grpc}",
         "-master.telemetry=false",
         # A lone master elects itself; had it not done so when the volume server first calls, that would wait 5 s.
-        "-master.electionTimeout=200ms",
-        "-master.heartbeatInterval=50ms",
+        "-master.electionTimeout=500ms",
         "-master.volumeSizeLimitMB=256",
         f"-volume.port={volume}",
         f"-volume.port.grpc={volume_grpc}",

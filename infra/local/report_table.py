@@ -1,5 +1,6 @@
 """A study's report as a table, and where to look next."""
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -33,13 +34,20 @@ def summary(report: dict) -> str:
 
 def _table(report: dict) -> Table:
     objectives = report["objectives"]
-    table = Table(title=f"Study {report['study']}: scores ± standard error, %", title_justify="left")
+    table = Table(
+        title=f"Study {report['study']}: scores ± standard error, %",
+        title_justify="left",
+        caption="front: on the Pareto front. gain: hypervolume gained over base and experts. ↓: less is better.",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("model", overflow="fold")
     for objective in objectives:
-        lower = " (lower is better)" if objective["goal"] == "minimise" else ""
-        table.add_column(objective["name"] + lower, justify="right", no_wrap=not lower)
-    for heading in ("front", "hypervolume gain", "registry", ""):
-        table.add_column(heading, justify="right" if heading == "hypervolume gain" else "left")
+        arrow = " ↓" if objective["goal"] == "minimise" else ""
+        table.add_column(objective["name"] + arrow, justify="right", no_wrap=True)
+    for heading in ("front", "gain", "registry", ""):
+        table.add_column(heading, justify="right" if heading == "gain" else "left")
     for row in sorted(report["rows"], key=_rank):
         table.add_row(
             escape(row["name"]),

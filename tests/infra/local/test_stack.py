@@ -8,16 +8,51 @@ from contextlib import contextmanager, suppress
 
 import psutil
 import pytest
+import yaml
 
 from infra.local.airflow_api import AirflowApi, ApiError
 from infra.local.process import answers
 from infra.local.settings import PROJECT
 from tests.services import free_settings
 
+DAGS = """
+import json
+from airflow.sdk import dag, get_current_context, task
+
+@task
+def members():
+    return ["one [1]", "two [2]"]
+
+@task(map_index_template="{{ member }}")
+def work(member, bad):
+    get_current_context()["member"] = member
+    if member == bad:
+        raise ValueError("no room for " + member)
+
+@task
+def report():
+    from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+    run = get_current_context()["run_id"]
+    body = {"study": "good", "run": run, "objectives": [], "rows": [], "champion": None, "reused": {}}
+    S3Hook().get_conn().put_object(Bucket="mergeflow", Key=f"studies/good/{run}/report.json", Body=json.dumps(body))
+
+for name, bad in (("good", None), ("bad", "two [2]")):
+    @dag(dag_id=name, schedule=None)
+    def study():
+        work.partial(bad=bad).expand(member=members()) >> report()
+    study()
+"""
+
 
 @pytest.fixture
 def settings(tmp_path):
-    """A home of its own, free ports and no DAGs."""
+    """A home of its own, free ports, and the DAGs of two studies: one succeeds, one has a task that fails."""
+    studies = tmp_path / "dags" / "studies"
+    studies.mkdir(parents=True)
+    (tmp_path / "dags" / "dags.py").write_text(DAGS)
+    for name in ("good", "bad"):
+        study = yaml.safe_load((PROJECT / "dags" / "studies" / "tiny.yaml").read_text()) | {"name": name}
+        (studies / f"{name}.yaml").write_text(yaml.safe_dump(study))
     return free_settings(tmp_path / "home")
 
 
@@ -27,7 +62,6 @@ def command(settings, *arguments: str) -> dict:
         f"MERGEFLOW_{name}_PORT": str(getattr(settings, f"{name.lower()}_port")) for name in ("AIRFLOW", "MLFLOW", "S3")
     }
     dags = settings.home.parent / "dags"
-    dags.mkdir(exist_ok=True)
     return {
         "args": [sys.executable, "-m", "infra.local", *arguments],
         "env": {**os.environ, **ports, "MERGEFLOW_HOME": str(settings.home), "MERGEFLOW_DAGS": str(dags)},
@@ -79,6 +113,17 @@ def test_up_serves_until_down_and_leaves_nothing_running(settings):
         second = subprocess.run(**command(settings, "up"), timeout=60, check=False)
         assert second.returncode == 2
         assert "running already" in second.stderr
+
+        good = subprocess.run(**command(settings, "demo", "--study", "good"), timeout=120, check=False)
+        assert good.returncode == 0, good.stderr
+        assert "work [two [2]]" in good.stdout
+        assert good.stdout.splitlines()[-1] == "study good: 0 candidates, 0 on the front, no champion"
+
+        bad = subprocess.run(**command(settings, "demo", "--study", "bad"), timeout=120, check=False)
+        assert bad.returncode == 1
+        assert "failed: work [two [2]]; the end of its log:" in bad.stdout
+        assert "ValueError: no room for two [2]" in bad.stdout
+        assert bad.stdout.splitlines()[-1] == "The run failed; tasks not run because of it: 1."
 
         down = subprocess.run(**command(settings, "down"), timeout=90, check=False)
         assert (down.returncode, down.stdout) == (0, "Stopped.\n")
