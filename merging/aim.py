@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from merging.checkpoint import load_tensors
 from merging.errors import InputError
+from merging.tensor_file import load_tensors
 from merging.vocabulary import HEAD, is_embedding
 
 

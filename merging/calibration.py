@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from merging.checkpoint import save_tensors
 from merging.errors import InputError
 from merging.postflight import model_class
+from merging.tensor_file import save_tensors
 
 LONGEST = 512  # tokens; longer documents are left out, as in the published calibration set
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,6 +90,7 @@ def merge_many(
     """
     started = time.perf_counter()
     plans = all_plans(recipes, models, statistics)
+    refuse_full_disk(outs, plans)
     names = list(dict.fromkeys(name for recipe in recipes for name in recipe.inputs))
     given = digests or {}
     identities = {name: given.get(name) or model_digest(model_files(models[name])) for name in names}
@@ -124,6 +126,18 @@ def all_plans(recipes: Sequence[Recipe], models: Mapping[str, Path], statistics:
     if problems:
         raise InputError(list(dict.fromkeys(problems)))
     return plans
+
+
+def refuse_full_disk(outs: Sequence[str | Path], plans: Sequence[Plan]) -> None:
+    """Raises InputError if the outputs do not fit where they go."""
+    needed: dict[Path, int] = {}
+    for out, plan in zip(outs, plans, strict=True):
+        place = next(parent for parent in Path(out).absolute().parents if parent.exists())
+        needed[place] = needed.get(place, 0) + plan.bytes_written
+    for place, size in needed.items():
+        free = shutil.disk_usage(place).free
+        if size > free:
+            raise InputError(f"{place}: {free} bytes are free, the merge writes {size}; make room or go elsewhere")
 
 
 def merge_key(recipe: Recipe, identities: Mapping[str, str], statistics: Path | None, shard_size: int | None) -> str:

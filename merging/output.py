@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 
-from merging.checkpoint import INDEX, SINGLE, Writer
+from merging.checkpoint import INDEX, SINGLE
 from merging.errors import InputError
 from merging.preflight import Output
+from merging.tensor_file import Writer
 
 
 class OutputFolder:

@@ -21,10 +21,10 @@ import torch
 
 from merging import aim
 from merging.errors import InputError
+from merging.inputs import Model
 from merging.methods import Group, Method
-from merging.preflight import Model, Output
+from merging.preflight import BLOCK, Output
 
-BLOCK = 1 << 16  # elements
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 AHEAD = 8  # blocks per worker that may be under way before the first of them must be done
 Put = Callable[[str, torch.Tensor, int], None]

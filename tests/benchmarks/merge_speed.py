@@ -64,7 +64,7 @@ def make_family(folder: Path, size: str) -> None:
     """Write the checkpoints where they are not there yet."""
     import torch
 
-    from merging.checkpoint import Writer
+    from merging.tensor_file import Writer
 
     layers, hidden, inner, heads, kv, vocabulary = SIZES[size]
     config = {
@@ -96,7 +96,7 @@ def make_family(folder: Path, size: str) -> None:
     for name, writer in writers.items():
         writer.close()
         (folder / name / "config.json").write_text(json.dumps(config))
-    from merging.checkpoint import save_tensors
+    from merging.tensor_file import save_tensors
 
     modules = {n.removesuffix(".weight"): torch.rand(s[-1]) for n, s in shapes(size).items() if "embed" not in n}
     save_tensors(folder / "statistics.safetensors", modules)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from merging.checkpoint import load_tensors, save_tensors
 from merging.engine import merge
 from merging.methods import METHODS, Group
 from merging.recipe import Recipe
+from merging.tensor_file import load_tensors, save_tensors
 
 torch.set_num_threads(1)
 ORACLE = Path(__file__).parents[1] / "oracle"

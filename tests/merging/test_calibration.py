@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from merging.calibration import calibrate, read_texts, token_blocks
-from merging.checkpoint import load_tensors
 from merging.errors import InputError
+from merging.tensor_file import load_tensors
 
 
 def texts(case):

@@ -9,8 +9,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from merging.checkpoint import Checkpoint, load_tensors, save_tensors
+from merging.checkpoint import Checkpoint
 from merging.errors import InputError
+from merging.tensor_file import load_tensors, save_tensors
 
 
 def raw(path, header, data=b"", length=None):

@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
-from merging.checkpoint import load_tensors
 from merging.digest import model_files
 from merging.engine import merge
 from merging.errors import InputError
 from merging.methods import METHODS
 from merging.recipe import Recipe
+from merging.tensor_file import load_tensors
 
 
 def recipe(method="dare_ties", models=(("one", 0.6), ("two", 0.3)), **keys):
@@ -166,3 +166,11 @@ def test_a_chat_template_replaces_the_bases(family, tmp_path):
     (family["two"] / "chat_template.jinja").write_text("newer")
     merge(recipe(chat_template="auto"), tmp_path / "auto", models={**family, "one": family["two"]})
     assert (tmp_path / "auto" / "chat_template.jinja").read_text() == "newer"
+
+
+def test_a_full_disk_is_told_before_a_byte_is_written(family, tmp_path, monkeypatch):
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr("merging.engine.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(InputError, match="10 bytes are free, the merge writes"):
+        merge(recipe(), tmp_path / "out", models=family)
+    assert not list(tmp_path.glob("out*"))

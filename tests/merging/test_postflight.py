@@ -5,9 +5,9 @@ import shutil
 import pytest
 import torch
 
-from merging.checkpoint import load_tensors, save_tensors
 from merging.errors import InputError
 from merging.postflight import postflight
+from merging.tensor_file import load_tensors, save_tensors
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
-from merging.checkpoint import load_tensors
 from merging.engine import merge
 from merging.errors import InputError
 from merging.methods import METHODS
 from merging.recipe import Recipe
 from merging.settings import evaluate, problems
+from merging.tensor_file import load_tensors
 
 WEIGHT, TRIM = METHODS["linear"].parameters["weight"], METHODS["ties"].parameters["trim"]
 

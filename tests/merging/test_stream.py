@@ -10,13 +10,14 @@ import textwrap
 import pytest
 import torch
 
-from merging.checkpoint import Checkpoint, load_tensors, save_tensors
+from merging.checkpoint import Checkpoint
 from merging.digest import model_files
 from merging.engine import merge, merge_many
 from merging.errors import InputError
 from merging.methods import METHODS
 from merging.recipe import Recipe
 from merging.stream import row_blocks
+from merging.tensor_file import load_tensors, save_tensors
 
 
 def recipe(method="ties", **keys):
