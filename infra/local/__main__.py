@@ -88,7 +88,7 @@ def _welcome(stack) -> str:
             f"S3         {settings.s3_url}    bucket {settings.bucket}, keys in {settings.credentials_file}",
             f"Data       {settings.home}    logs in {settings.logs}",
             "All of it answers on this machine only; MLflow asks for no login.",
-            'For a shell: eval "$(python -m infra.local env)". Ctrl-C stops everything and keeps the data.',
+            'For a shell: eval "$(.venv/bin/python -m infra.local env)". Ctrl-C stops everything and keeps the data.',
         ]
     )
 
