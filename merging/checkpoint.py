@@ -92,13 +92,13 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The file an index names, refused where it could lie outside the model's folder."""
+    """A weights file by its name in an index, refused where it could lie outside the model's folder."""
     pure = PurePosixPath(name)
     path = folder / name
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or pure.suffix != ".safetensors":
         raise InputError(f"{folder / INDEX}: shard {name!r} is not a safetensors file inside the folder")
-    if path.exists() and not path.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"{folder / INDEX}: shard {name!r} is a link that leaves the folder; copy the file itself")
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{path}: is a link that leaves the folder; copy the file itself")
     if not path.exists():
         raise InputError(f"{folder / INDEX}: shard {name!r} is missing; fetch it again")
     return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from merging.placement import Place
 from merging.postflight import postflight
 from merging.preflight import Plan, preflight
 from merging.recipe import Recipe
-from merging.stream import Job, Part, Stream, Target
+from merging.stream import Job, Part, Stream, Target, workers
 from merging.surroundings import copy_surroundings
 
 Progress = Callable[[int, int, str], None]
@@ -92,8 +93,7 @@ def merge_many(
     plans = all_plans(recipes, models, statistics)
     refuse_full_disk(outs, plans)
     names = list(dict.fromkeys(name for recipe in recipes for name in recipe.inputs))
-    given = digests or {}
-    identities = {name: given.get(name) or model_digest(model_files(models[name])) for name in names}
+    identities = all_digests(names, models, digests or {})
     merges: list[Merge] = []
     try:
         for recipe, plan, out in zip(recipes, plans, outs, strict=True):
@@ -113,6 +113,15 @@ def merge_many(
         for one in merges:
             one.folder.release()
         raise
+
+
+def all_digests(names: Sequence[str], models: Mapping[str, Path], given: Mapping[str, str]) -> dict[str, str]:
+    """The inputs' model digests: those given, the others computed side by side."""
+    missing = [name for name in names if name not in given]
+    with ThreadPoolExecutor(workers()) as pool:
+        files = pool.map(model_files, [models[name] for name in missing])
+        found = dict(zip(missing, map(model_digest, files), strict=True))
+    return {name: found[name] if name in found else given[name] for name in names}
 
 
 def all_plans(recipes: Sequence[Recipe], models: Mapping[str, Path], statistics: Path | None) -> list[Plan]:

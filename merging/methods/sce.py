@@ -26,7 +26,8 @@ def variance(deltas: list[Tensor]) -> Tensor:
     """The population variance over the experts, element by element."""
     import torch
 
-    return torch.stack(deltas).var(dim=0, unbiased=False)
+    stacked = torch.stack(deltas)
+    return stacked.sub_(stacked.mean(dim=0)).square_().mean(dim=0)
 
 
 def survey(over: Over, total: int, shared: dict, settings: list[dict]) -> Selection:

@@ -78,12 +78,14 @@ def test_an_index_may_only_name_shards_inside_the_folder(tmp_path, shard):
         Checkpoint(tmp_path / "m")
 
 
-def test_a_shard_may_not_be_a_link_that_leaves_the_folder(tmp_path):
+@pytest.mark.parametrize("name", ["shard.safetensors", "model.safetensors"])
+def test_weights_may_not_be_a_link_that_leaves_the_folder(tmp_path, name):
     (tmp_path / "m").mkdir()
     save_tensors(tmp_path / "outside.safetensors", {"w": torch.ones(2)})
-    os.symlink(tmp_path / "outside.safetensors", tmp_path / "m" / "shard.safetensors")
-    write_index(tmp_path / "m", {"w": "shard.safetensors"})
-    with pytest.raises(InputError, match="leaves the folder"):
+    os.symlink(tmp_path / "outside.safetensors", tmp_path / "m" / name)
+    if name != "model.safetensors":
+        write_index(tmp_path / "m", {"w": name})
+    with pytest.raises(InputError, match=f"{name}: is a link that leaves the folder"):
         Checkpoint(tmp_path / "m")
 
 

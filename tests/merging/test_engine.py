@@ -67,6 +67,21 @@ def test_a_weight_that_is_not_finite_is_named_and_nothing_is_left(family, make_m
 
 
 @pytest.mark.usefixtures("without_postflight")
+@pytest.mark.parametrize("method", METHODS)
+def test_no_method_lets_a_nan_pass(family, make_model, tmp_path, method):
+    def damage(tensors):
+        tensors["model.layers.0.mlp.up_proj.weight"][2, 3] = float("nan")
+
+    damaged = make_model("damaged", change=damage)
+    names = ["one", "two"][: METHODS[method].experts[1]]
+    data = {"merge_method": method, "base_model": "base", "models": [{"model": name} for name in names]}
+    data["parameters"] = {"density": 0.5} if "density" in METHODS[method].parameters else {}
+    with pytest.raises(InputError, match="damaged: tensor model.layers.0.mlp.up_proj.weight holds NaN or Inf"):
+        merge(Recipe.parse(data), tmp_path / "out", models={**family, names[-1]: damaged})
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.usefixtures("without_postflight")
 def test_finite_weights_whose_sum_overflows_are_fine(family, make_model, tmp_path):
     def huge(tensors):
         tensors["model.norm.weight"].fill_(3e38)

@@ -426,7 +426,7 @@ def test_model_stock_goes_as_far_as_the_angle_says(filter_wise):
 def test_sce_equals_a_naive_implementation(inputs, topk):
     base, experts, _ = inputs
     deltas = torch.stack([expert - base for expert in experts])
-    variance = deltas.var(dim=0, unbiased=False) if len(experts) > 1 else torch.zeros_like(base)
+    variance = (deltas - deltas.mean(dim=0)).square().mean(dim=0)
     if topk < 1:
         count = int(int((variance != 0).sum()) * topk)
         order = sorted(range(base.numel()), key=lambda i: (-variance[i].item(), i))
