@@ -7,6 +7,7 @@ from itertools import product
 from math import cos, pi, sin
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -78,7 +79,7 @@ def _label(row: Row, number: int) -> str:
 def _place_labels(cell: Axes, rows: Sequence[Row], x: Axis, y: Axis) -> None:
     """Put each label where it covers least: nearest first, on eight sides of its point, further out if need be."""
     points = cell.transData.transform([(x.value(row), y.value(row)) for row in rows])
-    taken = [Bbox.from_bounds(across - 8, up - 8, 16, 16) for across, up in points]
+    taken = np.array([(across - 8, up - 8, across + 8, up + 8) for across, up in points])
     renderer = cell.figure.canvas.get_renderer()
     inside = cell.get_window_extent(renderer)
     for number, (row, point) in enumerate(zip(rows, points, strict=True), start=1):
@@ -98,17 +99,17 @@ def _place_labels(cell: Axes, rows: Sequence[Row], x: Axis, y: Axis) -> None:
             spots.append((_overlap(box, taken) + 1000 * outside, distance, turn, across, up, box))
         _, distance, _, across, up, box = min(spots, key=lambda spot: spot[:3])
         text.set_position((across, up))
-        taken.append(box)
+        taken = np.vstack([taken, box.extents])
         if distance > LABEL_DISTANCES[0]:
             cell.add_artist(
                 Line2D([point[0], across], [point[1], up], color="#777777", linewidth=0.6, zorder=1, transform=None)
             )
 
 
-def _overlap(box: Bbox, taken: Sequence[Bbox]) -> float:
-    """The area in pixels that `box` shares with what stands already."""
-    shared = (Bbox.intersection(box, other) for other in taken)
-    return sum(both.width * both.height for both in shared if both is not None)
+def _overlap(box: Bbox, taken: np.ndarray) -> float:
+    """The area in pixels that `box` shares with what stands already: rows of (left, bottom, right, top)."""
+    shared = np.minimum(taken[:, 2:], box.extents[2:]) - np.maximum(taken[:, :2], box.extents[:2])
+    return float(shared.clip(min=0).prod(axis=1).sum())
 
 
 def _draw_key(cell: Axes, rows: Sequence[Row]) -> None:

@@ -37,7 +37,7 @@ class SelectOperator(StudyStep):
         with store.scratch() as folder:
             for row in report["rows"]:
                 member = plan.member(row["name"])
-                artifacts = _artifacts(store, member, scores, folder / row["digest"][:16])
+                artifacts = _artifacts(store, plan, member, scores, folder / row["digest"][:16])
                 row["mlflow_run"] = track.log_member(parent, **_record(plan, member, row), artifacts=artifacts)
             track.log_files(parent, _pictures(report, folder))
         report["mlflow_url"] = self.mlflow_url = track.run_url(experiment, parent)
@@ -107,21 +107,26 @@ def _record(plan: StudyPlan, member: PlannedModel | PlannedCandidate, row: dict[
     }
 
 
-def _artifacts(store: ObjectStore, member: Any, scores: dict[str, dict[str, Any]], folder: Path) -> dict[str, Path]:
-    """Recipe, scores and samples of a member as local files, by the path they get in MLflow."""
+def _artifacts(
+    store: ObjectStore, plan: StudyPlan, member: Any, scores: dict[str, dict[str, Any]], folder: Path
+) -> dict[str, Path]:
+    """Recipe, scores and new samples of a member as local files, by the path they get in MLflow.
+
+    Samples that an earlier run recorded stay where they are; `scores.json` has the address of all.
+    """
     folder.mkdir()
-    artifacts = {}
+    results, artifacts = {}, {}
+    for benchmark, digest in member.scores.items():
+        manifest = scores[digest]
+        results[benchmark] = {"address": store.uri("scores", digest), **manifest["score"]}
+        for name, file in manifest["files"].items() if digest in plan.missing else ():
+            local = store.download(f"scores/{digest}/{name}", folder / f"{benchmark}.jsonl", file["sha256"])
+            artifacts[f"samples/{benchmark}.jsonl"] = local
+    artifacts["scores.json"] = folder / "scores.json"
+    artifacts["scores.json"].write_text(json.dumps(results, indent=1))
     if isinstance(member, PlannedCandidate):
         artifacts["recipe.yaml"] = folder / "recipe.yaml"
         artifacts["recipe.yaml"].write_text(yaml.safe_dump(member.recipe, sort_keys=False))
-    for benchmark, digest in member.scores.items():
-        manifest = scores[digest]
-        result = folder / f"{benchmark}.json"
-        result.write_text(json.dumps({"digest": digest, **manifest["score"]}, indent=1))
-        artifacts[f"{benchmark}/score.json"] = result
-        for name, file in manifest["files"].items():
-            samples = store.download(f"scores/{digest}/{name}", folder / f"{benchmark}.jsonl", file["sha256"])
-            artifacts[f"{benchmark}/samples.jsonl"] = samples
     return artifacts
 
 
