@@ -3,8 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# pip reads its find-links from the environment or its configuration; uv reads neither and is told.
-UV = UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" $(BIN)/uv
+# uv reads neither pip's find-links nor the certificates of the system, and is told.
+UV = UV_SYSTEM_CERTS=true UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" $(BIN)/uv
 UV_INDEXES := --index-strategy unsafe-best-match
 INSTALLED := $(VENV)/.installed
 
