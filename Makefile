@@ -9,7 +9,7 @@ UV_INDEXES := --index-strategy unsafe-best-match
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down test lint format lock
+.PHONY: help install demo up down test benchmark lint format lock
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -27,6 +27,9 @@ down: $(INSTALLED) ## stop what `make up` started in another terminal
 
 test: $(INSTALLED) lint ## run the linter and the tests
 	$(BIN)/python -m pytest -n 2
+
+benchmark: $(INSTALLED) ## time merges of a synthetic 0.5B family against the raw reading and writing (SIZE=1.1B for more)
+	@$(BIN)/python tests/benchmarks/merge_speed.py --size $(or $(SIZE),0.5B)
 
 lint: $(INSTALLED) ## check the code's style
 	$(BIN)/ruff check .

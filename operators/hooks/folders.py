@@ -142,7 +142,8 @@ class S3Model:
         return self.store.client.get_object(Bucket=self.store.bucket, Key=self.prefix + name, **options)
 
     @contextmanager
-    def _errors(self, name: str) -> Iterator[None]:
+    def errors(self, name: str) -> Iterator[None]:
+        """The store's typed errors; a key that is gone is the user's to correct."""
         try:
             with self.store.errors(f"read {self.prefix}{name}"):
                 yield
