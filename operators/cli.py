@@ -201,7 +201,7 @@ def _sources(study: Study) -> Sources:
     if any(source.startswith("s3://") for source in study.sources.values()):
         import boto3
 
-        s3 = boto3.client("s3")
+        s3 = boto3.Session().client("s3")
     return Sources(cache_folder() / "sources", Hub(), s3)
 
 

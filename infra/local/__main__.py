@@ -70,7 +70,9 @@ def env(settings: Settings, options: argparse.Namespace) -> int:
     from infra.local.airflow_settings import airflow_settings
     from infra.local.credentials import load_or_create
     from infra.local.environment import service_environment
+    from infra.local.instance import Instance
 
+    settings = Instance(settings.home).settings(settings)
     credentials = load_or_create(settings.credentials_file)
     values = {**service_environment(settings, credentials), **airflow_settings(settings, credentials)}
     for name, value in values.items():

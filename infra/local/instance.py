@@ -6,12 +6,14 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
 from infra.local.credentials import write_private
 from infra.local.process import Process, end_session
+from infra.local.settings import Settings
 from merging.errors import InputError
 
 PATIENCE = 60.0
@@ -66,6 +68,10 @@ class Instance:
             return json.loads(self._record_file.read_text())
         except (OSError, ValueError):
             return {}
+
+    def settings(self, settings: Settings) -> Settings:
+        """`settings` with the ports of the stack that runs in this home, if one does."""
+        return replace(settings, **self.record().get("ports", {}))
 
     def is_claimed(self) -> bool:
         """Whether a stack is running in this home."""

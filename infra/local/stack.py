@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 from infra.local.airflow import Airflow
 from infra.local.credentials import load_or_create
@@ -75,7 +74,7 @@ def running_stack(settings: Settings, say: Callable[[str], None]) -> Iterator[St
     instance = Instance(settings.home)
     if settings.home.exists() and instance.is_claimed():
         say("Using the services that are running already.")
-        yield Stack(replace(settings, **instance.record().get("ports", {})))
+        yield Stack(instance.settings(settings))
         return
     say("Starting SeaweedFS, MLflow and Airflow ...")
     with Stack(settings) as stack:

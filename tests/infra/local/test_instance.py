@@ -8,6 +8,7 @@ import pytest
 
 from infra.local.instance import Instance
 from infra.local.process import Process
+from infra.local.settings import Settings
 from merging.errors import InputError
 
 
@@ -54,3 +55,15 @@ def test_a_recorded_process_id_that_now_belongs_to_another_is_left_alone(tmp_pat
 
 def test_down_with_nothing_running_says_so(tmp_path):
     assert Instance(tmp_path).stop_running() is False
+
+
+def test_a_shell_learns_the_ports_of_the_stack_that_runs(tmp_path):
+    instance = Instance(tmp_path)
+    own = Settings(home=tmp_path)
+    assert instance.settings(own) == own
+    instance.claim()
+    instance.write_record({"airflow_port": 1, "mlflow_port": 2, "s3_port": 3}, [])
+    seen = Instance(tmp_path).settings(own)
+    assert (seen.airflow_port, seen.mlflow_port, seen.s3_port) == (1, 2, 3)
+    instance.release()
+    assert Instance(tmp_path).settings(own) == own

@@ -125,8 +125,13 @@ def test_a_signal_during_a_start_waits_until_the_process_is_known(tmp_path, monk
 
     monkeypatch.setattr("infra.local.process.subprocess.Popen", interrupted)
     process = Process("sleeper", ["sleep", "600"], log=tmp_path / "log", environment=os.environ, directory=tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        process.start()
-    process.stop()
+    # A shell's background job is started with SIGINT ignored.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            process.start()
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        process.stop()
     assert process.exit_status == -signal.SIGTERM
     assert session_members(process.pid) == []
