@@ -22,7 +22,12 @@ from operators.promote import PromoteOperator
 from operators.select import SelectOperator
 
 PARAMS = {
-    "limit": Param(None, type=["null", "integer"], minimum=1, description="At most this many questions per benchmark"),
+    "limit": Param(
+        None,
+        type=["null", "integer"],
+        minimum=1,
+        description="A trial: at most this many questions per benchmark, nothing promoted",
+    ),
     "force": Param(False, type="boolean", description="Compute everything again, also what earlier runs left"),
     "promote": Param(True, type="boolean", description="Register the best candidates in the model registry"),
 }
@@ -56,7 +61,10 @@ def study_dag(path: Path, study: Study) -> DAG:
         tags=["mergeflow"],
         on_failure_callback=mark_failed,
     ) as dag:
-        plan = PlanOperator(task_id="plan", study_file=str(path))
+        combinations = study.expert_combinations()
+        plan = PlanOperator(
+            task_id="plan", study_file=str(path), combinations=["+".join(combination) for combination in combinations]
+        )
         with TaskGroup("todo", tooltip="What no earlier run has done"):
             todo = {step: members.override(task_id=step)(plan.output, step) for step in STEPS}
         named = {"plan": plan.output["plan"], "map_index_template": "{{ task.member }}"}
@@ -70,7 +78,7 @@ def study_dag(path: Path, study: Study) -> DAG:
         fetch >> [calibrate, measure]
         measure >> select >> PromoteOperator(task_id="promote", plan=plan.output["plan"])
 
-        for combination in study.expert_combinations():
+        for combination in combinations:
             with TaskGroup("-".join(combination), group_display_name="+".join(combination)):
                 merge = MergeOperator(
                     task_id="merge", plan=plan.output["plan"], member="+".join(combination), pool="gpu"
@@ -81,11 +89,24 @@ def study_dag(path: Path, study: Study) -> DAG:
     return dag
 
 
-for path in sorted((Path(__file__).parent / "studies").glob("*.yaml")):
-    try:
-        found = Study.load(path)
-        if found.name in globals():
-            raise InputError(f"{path}: name: another study file has the name {found.name!r}; give one of them another")
-        globals()[found.name] = study_dag(path, found)
-    except InputError as error:
-        globals()[path.stem] = invalid_study_dag(path, error)
+def all_dags(folder: Path) -> dict[str, DAG]:
+    """Every study's DAG by name; a file with mistakes gets a DAG that says so, and spares the others."""
+    dags: dict[str, DAG] = {}
+    files: dict[str, str] = {}
+    for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
+        try:
+            study = Study.load(path)
+            if study.name in dags:
+                raise InputError(
+                    f"{path}: name: {files[study.name]} has the name {study.name!r} too; change one of them"
+                )
+            found = study_dag(path, study)
+        except InputError as error:
+            found = invalid_study_dag(path, error, taken=dags)
+        except Exception as error:
+            found = invalid_study_dag(path, InputError(f"{path}: no DAG can be made of it: {error}"), taken=dags)
+        dags[found.dag_id], files[found.dag_id] = found, path.name
+    return dags
+
+
+globals().update(all_dags(Path(__file__).parent / "studies"))

@@ -74,6 +74,13 @@ def check_benchmark(benchmark: Benchmark) -> list[str]:
     return problems + [f"task {benchmark.task} ({path.name}): there is no data file {file}" for file in missing]
 
 
+def generates(task: str) -> bool:
+    """Whether a task's answers are generated text; True where the task file does not say."""
+    path = task_file(task)
+    settings = read_task(path)[0] if path else {}
+    return settings.get("output_type", "generate_until") == "generate_until"
+
+
 def _unknown(task: str) -> str:
     own = list(known_tasks())
     near = difflib.get_close_matches(task, [*own, *lm_eval_tasks()], n=3)

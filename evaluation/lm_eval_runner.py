@@ -16,13 +16,18 @@ Progress = Callable[[int, int, str], None]
 
 
 def run_benchmarks(
-    model_dir: str | Path, benchmarks: list[Benchmark], *, device: str = "cpu", progress: Progress | None = None
+    model_dir: str | Path,
+    benchmarks: list[Benchmark],
+    *,
+    device: str = "cpu",
+    progress: Progress | None = None,
+    scored: Callable[[Score], None] | None = None,
 ) -> list[Score]:
     """Score the model in `model_dir` on each benchmark, in their order; the model is loaded once.
 
     `progress(done, total, task)` is called some twenty times per task, with the requests done and all of them. A
     local task makes no network call and leaves nothing on disk; lm-eval's own tasks load their data sets as lm-eval
-    does, through the hub's cache.
+    does, through the hub's cache. `scored(score)` is called after each benchmark.
     Raises InputError for what the user must change (all benchmarks are checked before the model is read).
     """
     problems = [problem for benchmark in benchmarks for problem in check_benchmark(benchmark)]
@@ -34,7 +39,12 @@ def run_benchmarks(
         with quiet_libraries():
             model = load_model(Path(model_dir), device)
     with quiet_libraries():
-        return [score_benchmark(model, benchmark, progress) for benchmark in benchmarks]
+        scores = []
+        for benchmark in benchmarks:
+            scores.append(score_benchmark(model, benchmark, progress))
+            if scored:
+                scored(scores[-1])
+        return scores
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from evaluation.benchmark import Benchmark, score_digest
 from evaluation.candidates import expand
 from evaluation.study import Study
 from merging.digest import calibration_digest, json_digest
+from merging.errors import InputError
 
 
 class _Part(BaseModel):
@@ -122,6 +123,7 @@ def plan_study(
     `resolved` gives for `base` and every expert at least {"digest", "reference"}; `texts` says what
     to calibrate on (see PlannedCalibration), where that is needed.
     """
+    _refuse_copies(resolved)
     models = [
         PlannedModel(
             name=name,
@@ -148,6 +150,14 @@ def plan_study(
         calibration=calibration,
         candidates=_candidates(study, models, calibration),
     )
+
+
+def _refuse_copies(resolved: Mapping[str, Mapping[str, Any]]) -> None:
+    first: dict[str, str] = {}
+    for name, found in resolved.items():
+        other = first.setdefault(found["digest"], name)
+        if other != name:
+            raise InputError(f"{name}: the same model as {other}, byte for byte; name another or leave one out")
 
 
 def _candidates(

@@ -49,9 +49,9 @@ def unmet_requirements(row: Row, rows: Sequence[Row], study: Study) -> list[str]
         match = REQUIREMENT.match(text)
         reference, found = match["reference"], _points(row, match["objective"])
         bound = (
-            float(reference)
-            if reference[0].isdigit()
-            else next(_points(one, match["objective"]) for one in rows if one["name"] == reference)
+            next(_points(one, match["objective"]) for one in rows if one["name"] == reference)
+            if reference in study.sources
+            else float(reference)
         )
         bound += float((match["shift"] or "0").replace(" ", ""))
         if not (found >= bound if match["sign"] == ">=" else found <= bound):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from itertools import combinations, product
 from pathlib import Path
@@ -19,15 +20,15 @@ from pydantic import (
     model_validator,
 )
 
-from evaluation.benchmark import Benchmark, check_benchmark
+from evaluation.benchmark import Benchmark, check_benchmark, generates
 from merging.errors import InputError
 from merging.methods import METHODS, validate_parameters
 from merging.validation import did_you_mean, explain
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
+PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$"  # no dot: it stands in task ids and before `.response_tokens`
 REQUIREMENT = re.compile(
-    r"^\s*(?P<objective>[\w.-]+)\s*(?P<sign>>=|<=)\s*"
-    r"(?P<reference>[A-Za-z][\w.-]*?|\d+(?:\.\d+)?)\s*(?:(?P<shift>[+-]\s*\d+(?:\.\d+)?))?\s*$"
+    r"^\s*(?P<objective>[\w.-]+)\s*(?P<sign>>=|<=)\s*(?P<reference>[\w.-]+)(?:\s+(?P<shift>[+-]\s*\d+(?:\.\d+)?))?\s*$"
 )
 RESPONSE_TOKENS = "response_tokens"
 
@@ -46,6 +47,20 @@ def _as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
+class UniqueKeyLoader(yaml.SafeLoader):
+    """YAML itself lets the last of two equal keys win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 class MethodGrid(_Part):
     """A merge method and its parameters; a list-valued parameter spans a grid."""
 
@@ -55,8 +70,10 @@ class MethodGrid(_Part):
     @model_validator(mode="after")
     def _check(self) -> MethodGrid:
         if self.merge_method not in METHODS:
-            raise ValueError(f"unknown merge method {self.merge_method!r}; valid: {', '.join(sorted(METHODS))}")
-        problems = []
+            raise ValueError(
+                f"unknown merge method {self.merge_method!r}; {did_you_mean(self.merge_method, sorted(METHODS))}"
+            )
+        problems = [f"{key}: an empty list" for key, value in self.parameters.items() if value == []]
         for values in self.points():
             problems += [p for p in validate_parameters(self.merge_method, values, "parameters") if p not in problems]
         if problems:
@@ -124,12 +141,12 @@ class Study(_Part):
     name: str = Field(pattern=NAME)
     description: str = ""
     base: str
-    experts: dict[Annotated[str, Field(pattern=NAME)], str] = Field(min_length=1)
+    experts: dict[Annotated[str, Field(pattern=PLAIN_NAME)], str] = Field(min_length=1)
     combinations: Literal["all"] | list[list[str]] = "all"
     methods: list[Annotated[MethodGrid, BeforeValidator(_as_method)]] = Field(min_length=1)
     informed: list[Informed] = Field([Informed()], min_length=1)
     calibration: Calibration | None = None
-    benchmarks: dict[Annotated[str, Field(pattern=NAME)], Benchmark] = Field(min_length=1)
+    benchmarks: dict[Annotated[str, Field(pattern=PLAIN_NAME)], Benchmark] = Field(min_length=1)
     objectives: dict[str, Goal] = Field(min_length=1)
     promotion: Promotion | None = None
     schedule: str | None = None
@@ -141,11 +158,15 @@ class Study(_Part):
         """Read and validate a study file; every mistake in it is reported at once as one InputError."""
         path = Path(path)
         try:
-            data = yaml.safe_load(path.read_text())
+            data = yaml.load(path.read_text(), Loader=UniqueKeyLoader)
         except FileNotFoundError:
             raise InputError(f"{path}: there is no such file") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise InputError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+        if data is None:
+            raise InputError(f"{path}: the file is empty")
         if not isinstance(data, dict):
             raise InputError(f"{path}: a study is a YAML mapping with the keys {', '.join(_keys(cls))}")
         return cls.parse(data, folder=path.parent, where=str(path))
@@ -172,6 +193,15 @@ class Study(_Part):
     def _no_empty_combination(cls, value: Any) -> Any:
         if value != "all" and (not value or any(not one for one in value)):
             raise ValueError("give 'all' or a list of lists of experts, each with one expert or more")
+        return value
+
+    @field_validator("schedule")
+    @classmethod
+    def _cron(cls, value: str | None) -> str | None:
+        from croniter import croniter
+
+        if value is not None and not croniter.is_valid(value):
+            raise ValueError(f"{value!r} is not a cron expression; write it like '0 3 * * *' (every night at three)")
         return value
 
     @property
@@ -265,11 +295,14 @@ def _check_tasks(study: Study) -> list[str]:
 
 def _check_objectives(study: Study) -> list[str]:
     valid = [*study.benchmarks, *(f"{name}.{RESPONSE_TOKENS}" for name in study.benchmarks)]
-    return [
+    problems = [
         f"objectives: {objective}: not something a benchmark measures; {did_you_mean(objective, valid)}"
         for objective in study.objectives
         if objective not in valid
     ]
+    silent = {f"{name}.{RESPONSE_TOKENS}" for name, one in study.benchmarks.items() if not generates(one.task)}
+    problems += [f"objectives: {one}: this benchmark generates no text" for one in study.objectives if one in silent]
+    return problems
 
 
 def _check_requirements(study: Study) -> list[str]:
@@ -287,15 +320,32 @@ def _check_requirement(text: str, study: Study) -> list[str]:
     if match["objective"] not in study.objectives:
         problems.append(f"{text!r}: {match['objective']} is not an objective; valid: {', '.join(study.objectives)}")
     reference = match["reference"]
-    if not reference[0].isdigit() and reference not in study.sources:
+    if reference not in study.sources and not is_number(reference):
         problems.append(f"{text!r}: {reference} is not a model of the study; valid: {', '.join(study.sources)}")
     return problems
 
 
+def is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
 def _check_names(study: Study) -> list[str]:
+    """Two names, or two recipes, that come out the same."""
     from evaluation.candidates import expand
 
-    candidates = expand(study)
-    names = [one.name for one in candidates if one.combination == candidates[0].combination]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    return [f"methods: {name!r} comes out twice; remove one of the entries that make it" for name in twice[:1]]
+    try:
+        candidates = expand(study)
+    except InputError as error:
+        return [f"methods: {problem}" for problem in error.problems]
+    sources = {source: source for source in study.sources.values()}
+    first: dict[str, str] = {}
+    for one in candidates:
+        digest = one.recipe.digest(sources, "calibration" if one.recipe.aim else None)
+        if digest in first:
+            again = "comes out twice" if first[digest] == one.name else f"is the same merge as {first[digest]!r}"
+            return [f"methods: {one.name!r} {again}; remove one of the entries that make it"]
+        first[digest] = one.name
+    return []

@@ -109,7 +109,7 @@ class OutputFolder:
         """Give the folder its name."""
         os.rename(self.partial, self.out)
         self._note.unlink(missing_ok=True)
-        os.close(self._lock)
+        self._unlock()
 
     def discard(self) -> None:
         """Leave nothing behind."""
@@ -122,7 +122,12 @@ class OutputFolder:
         for writer in self._writers.values():
             writer.abandon()
         self._writers = {}
-        os.close(self._lock)
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
 
 def lock(folder: Path) -> int:

@@ -23,9 +23,11 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> list[
 
 def _explain_one(item: typing.Any, model: type[BaseModel], where: str) -> str:
     path = [str(part) for part in item["loc"] if not _is_internal(part)]
+    if item["type"] == "extra_forbidden" and _is_internal(item["loc"][-1]):
+        path.append(str(item["loc"][-1]))  # what the user wrote only looks like pydantic's own
     place = ": ".join([where, ".".join(path)] if path else [where])
     if item["type"] == "extra_forbidden":
-        return f"{place}: unknown key; {did_you_mean(path[-1], _keys_at(model, item['loc'][:-1]))}"
+        return f"{place}: unknown key; {did_you_mean(str(item['loc'][-1]), _keys_at(model, item['loc'][:-1]))}"
     if item["type"] == "missing":
         return f"{place}: missing; it is required"
     message = item["msg"].removeprefix("Value error, ")

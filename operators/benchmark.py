@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from evaluation.benchmark import Score
 from evaluation.plan import StudyPlan
 from operators.device import device
 from operators.hooks.object_store import ObjectStore
@@ -27,14 +28,18 @@ class BenchmarkOperator(StudyStep):
 
             model = store.local("models", member.digest)
             benchmarks = [plan.study.benchmarks[name] for name in wanted]
-            scores = run_benchmarks(model, benchmarks, device=device(), progress=log_lines())
-            for (name, digest), score in zip(wanted.items(), scores, strict=True):
+            digests = iter(wanted.items())
+
+            def scored(score: Score) -> None:
+                name, digest = next(digests)
                 log.info("%s: %.1f %% +- %.1f", name, 100 * score.value, 100 * (score.stderr or 0))
                 _publish(store, digest, score, member.digest, force=plan.force)
+
+            run_benchmarks(model, benchmarks, device=device(), progress=log_lines(), scored=scored)
         return [store.uri("scores", digest) for digest in member.scores.values()]
 
 
-def _publish(store: ObjectStore, digest: str, score: Any, model: str, *, force: bool) -> None:
+def _publish(store: ObjectStore, digest: str, score: Score, model: str, *, force: bool) -> None:
     """The score itself stands in the manifest; the samples' name carries their hash, so racing writers never mix."""
     from merging.digest import file_sha256
 

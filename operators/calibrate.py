@@ -10,7 +10,7 @@ from evaluation.plan import StudyPlan
 from operators.device import device
 from operators.hooks.object_store import ObjectStore
 from operators.progress import log_lines
-from operators.step import StudyStep
+from operators.step import StudyStep, sources
 
 STATISTICS = "statistics.safetensors"
 
@@ -43,7 +43,8 @@ def _texts(store: ObjectStore, texts: dict[str, str], folder: Path) -> Iterable[
     if "dataset" in texts:
         from evaluation.texts import dataset_texts
 
-        return dataset_texts(texts["dataset"], texts["revision"], texts["split"], texts["field"])
+        token = sources(store).hub.api.token
+        return dataset_texts(texts["dataset"], texts["revision"], texts["split"], texts["field"], token)
     from merging.calibration import read_texts
 
     return read_texts(store.download(f"texts/{texts['sha256']}.jsonl", folder / "texts.jsonl", texts["sha256"]))

@@ -112,7 +112,9 @@ def methods() -> None:
 
     from merging.methods import METHODS
 
-    table = Table("method", "parameters", "what it computes", "source")
+    table = Table()
+    for column in ("method", "parameters", "what it computes", "source"):
+        table.add_column(column, overflow="fold")
     for method in METHODS.values():
         shown = "\n".join(f"{one.name} = {one.default}" for one in method.parameters.values())
         table.add_row(method.name, shown, method.summary, method.paper)
@@ -124,7 +126,10 @@ def merge(
     recipe: Annotated[Path, typer.Argument(help="a recipe (mergekit's YAML, with `aim:` beside it)")],
     out: Annotated[Path, typer.Argument(help="the folder to make")],
 ) -> None:
-    """Merge local checkpoints by a recipe; model paths count from the current folder."""
+    """Merge local checkpoints by a recipe; model paths count from the current folder.
+
+    With AIM, the recipe names the statistics that `calibrate` made: `aim: {omega: 0.4, statistics: FILE}`.
+    """
     from merging.engine import merge as run
     from merging.recipe import Recipe
 

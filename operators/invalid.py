@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,14 @@ class InvalidStudyOperator(BaseOperator):
         raise AirflowFailException("\n".join(self.problems))
 
 
-def invalid_study_dag(path: Path, error: InputError) -> DAG:
-    """A DAG named like the file, never scheduled, whose page and only task say what to correct."""
+def invalid_study_dag(path: Path, error: InputError, taken: Collection[str]) -> DAG:
+    """A DAG named like the file (a study in `taken` keeps its name), never scheduled, that says what to correct."""
+    name = re.sub(r"[^\w.-]", "-", path.stem)[:200]
+    while name in taken:
+        name += "-invalid"
     listed = "\n".join(f"- `{problem}`" for problem in error.problems)
     with DAG(
-        re.sub(r"[^\w.-]", "-", path.stem),
+        name,
         schedule=None,
         start_date=datetime(2026, 1, 1),
         doc_md=f"**This study file has mistakes; correct them in `{path.name}`:**\n\n{listed}",

@@ -12,6 +12,7 @@ from airflow.sdk import BaseOperator
 from evaluation.plan import StudyPlan, plan_study
 from evaluation.study import Study
 from merging.digest import file_sha256
+from merging.errors import InputError
 from operators.hooks import object_store
 from operators.hooks.mlflow import tracking
 from operators.hooks.object_store import ObjectStore
@@ -27,15 +28,18 @@ class PlanOperator(BaseOperator):
 
     operator_extra_links = (MLflowLink(),)
 
-    def __init__(self, *, study_file: str, **kwargs: Any):
+    def __init__(self, *, study_file: str, combinations: list[str], **kwargs: Any):
         super().__init__(multiple_outputs=True, **kwargs)
         self.mlflow_url = ""
         self.study_file = study_file
+        self.combinations = combinations
 
     def execute(self, context: Any) -> dict[str, Any]:
         with typed_errors():
             store = object_store.from_connection()
             study = with_limit(Study.load(self.study_file), context["params"]["limit"])
+            if ["+".join(one) for one in study.expert_combinations()] != self.combinations:
+                raise InputError(f"{self.study_file}: its combinations changed a moment ago; start the run again")
             plan = self._plan(store, study, context["run_id"], context["params"])
             key = f"studies/{study.name}/{plan.run}/plan.json"
             store.write_json(key, plan.model_dump(mode="json"))
@@ -51,7 +55,8 @@ class PlanOperator(BaseOperator):
     def _plan(self, store: ObjectStore, study: Study, run: str, params: Any) -> StudyPlan:
         resolved = resolve_models(study, sources(store))
         texts = _pin_texts(store, study) if study.needs_calibration else None
-        plan = plan_study(study, run, resolved, texts=texts, force=params["force"], promote=params["promote"])
+        promote = params["promote"] and params["limit"] is None
+        plan = plan_study(study, run, resolved, texts=texts, force=params["force"], promote=promote)
         return plan.model_copy(update={"missing": frozenset(_missing(store, plan))})
 
 
@@ -95,8 +100,7 @@ def _missing(store: ObjectStore, plan: StudyPlan) -> Iterable[str]:
 
 def mark_failed(context: Any) -> None:
     """A DAG run that failed ends its MLflow run as failed; clearing a task opens it again."""
-    track = tracking()
-    track.finish(track.parent_run(track.experiment(context["dag_run"].dag_id), context["run_id"], {}), "FAILED")
+    tracking().fail(context["dag"].dag_id, context["run_id"])
 
 
 def open_parent_run(plan: StudyPlan, context: Any) -> str:

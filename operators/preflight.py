@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,12 +36,23 @@ def _resolve_all(study: Study, sources: Sources) -> dict[str, ResolvedModel]:
         except InputError as error:
             problems += [f"{name}: {problem}" for problem in error.problems]
     if study.needs_calibration and study.calibration.texts:
-        texts = study.folder / os.path.expanduser(study.calibration.texts)
-        if not texts.is_file():
-            problems.append(f"calibration: texts: there is no file {texts}")
+        texts = study.folder / Path(study.calibration.texts).expanduser()
+        problems += _text_problems(texts)
     if problems:
         raise InputError(problems)
     return resolved
+
+
+def _text_problems(path: Path) -> list[str]:
+    from merging.calibration import read_texts
+
+    if not path.is_file():
+        return [f"calibration: texts: there is no file {path}"]
+    try:
+        read_texts(path)
+    except InputError as error:
+        return [f"calibration: texts: {problem}" for problem in error.problems]
+    return []
 
 
 def _reference(model: ResolvedModel) -> str:
@@ -61,7 +71,8 @@ def _preflight_all(study: Study, references: Mapping[str, str], previews: Mappin
             continue
         seen.add(kind)
         try:
-            preflight(candidate.recipe, previews)
+            # The statistics AIM needs are made later; the weights are read the same without it.
+            preflight(candidate.recipe.model_copy(update={"aim": None}), previews)
         except InputError as error:
             problems |= dict.fromkeys(error.problems)
     return list(problems)

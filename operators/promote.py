@@ -25,12 +25,14 @@ class PromoteOperator(StudyStep):
     def work(self, store: ObjectStore, plan: StudyPlan, context: Any) -> list[int]:
         report = store.read_json(report_key(plan))
         if not plan.promote:
-            raise AirflowSkipException("this run was asked not to promote")
+            raise AirflowSkipException("not promoted: the run has promote off or a limit")
         if plan.study.promotion is None:
             raise AirflowSkipException("the study has no `promotion`")
         if not report["ranking"]:
             raise AirflowSkipException(_nobody(report))
-        self._register(store, tracking(), plan, report)
+        track = tracking()
+        self._register(store, track, plan, report)
+        track.finish(report["mlflow_run"], "FINISHED")
         store.write_json(report_key(plan), report)
         return [row["version"] for row in report["rows"] if row["version"]]
 
@@ -60,6 +62,7 @@ def _tags(plan: StudyPlan, row: dict[str, Any]) -> dict[str, str]:
     tags = {
         "mergeflow.name": row["name"],
         "mergeflow.study": plan.study.name,
+        "mergeflow.run": row["mlflow_run"],
         "mergeflow.recipe": json.dumps(candidate.recipe),
         "mergeflow.hypervolume_gain": f"{row['hypervolume_gain']:.6f}",
     }

@@ -40,6 +40,7 @@ class SelectOperator(StudyStep):
                 artifacts = _artifacts(store, plan, member, scores, folder / row["digest"][:16])
                 row["mlflow_run"] = track.log_member(parent, **_record(plan, member, row), artifacts=artifacts)
             track.log_files(parent, _pictures(report, folder))
+        report["mlflow_run"] = parent
         report["mlflow_url"] = self.mlflow_url = track.run_url(experiment, parent)
         report["compare_url"] = track.compare_url(
             experiment, [row["mlflow_run"] for row in report["rows"] if row["kind"] == "candidate"]

@@ -77,6 +77,16 @@ class Tracking:
                 self.client.set_tag(run, key, value)
             return run
 
+    def fail(self, study: str, dag_run: str) -> None:
+        """End the run of a DAG run as FAILED, if there is one."""
+        with self._errors(f"end the run of {dag_run!r}"):
+            experiment = self.client.get_experiment_by_name(study)
+            if experiment is None:
+                return
+            query = f"tags.`{DAG_RUN}` = '{dag_run}'"
+            for run in self.client.search_runs([experiment.experiment_id], query, max_results=1):
+                self._end(run.info.run_id, "FAILED")
+
     def log_member(
         self,
         parent: str,
@@ -155,9 +165,11 @@ class Tracking:
         """
         with self._errors(f"register a version of {model!r}"):
             self._unless_there(lambda: self.client.create_registered_model(model), lambda: None)
-            if found := self._versions(model, digest):
-                return found[0]
             tags = {DIGEST: digest, **{key: str(value) for key, value in tags.items()}}
+            if found := self._versions(model, digest):
+                for key, value in tags.items():
+                    self.client.set_model_version_tag(model, str(found[0]), key, value)
+                return found[0]
             about = {"run_id": run, "tags": tags, "description": description, "await_creation_for": 0}
             mine = int(self.client.create_model_version(model, source, **about).version)
             first = self._versions(model, digest)[0]

@@ -16,7 +16,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+)
+from s3transfer.exceptions import RetriesExceededError
 
 from merging.digest import file_sha256
 from merging.errors import InputError, MergeflowError, TransientError
@@ -25,7 +32,24 @@ log = logging.getLogger(__name__)
 
 Kind = Literal["models", "calibrations", "scores"]
 MANIFEST = "manifest.json"
-REFUSED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "403"}
+SMALL = 64 * 2**20  # bytes
+REFUSED = {
+    "AccessDenied",
+    "AllAccessDisabled",
+    "InvalidAccessKeyId",
+    "InvalidSecurity",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+    "InvalidToken",
+    "RequestTimeTooSkewed",
+    "403",
+}
+WRONG_ADDRESS = {
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+    "InvalidBucketName",
+    "PermanentRedirect",
+}
 ABSENT = {"NoSuchKey", "NoSuchBucket", "404"}
 
 
@@ -62,15 +86,20 @@ class ObjectStore:
         """Upload every file of `folder`, then the manifest: {"digest", "files": {name: {sha256, size}}, **about}.
 
         Returns the manifest that stands: another writer's if it was first, ours otherwise (`force` replaces theirs).
-        File names must fix their bytes (by the digest, or by a hash in the name), so that two writers agree.
+        Of small files the first copy stands, so that writers whose bytes differ (a model card, say) cannot mix; the
+        digest fixes the bytes of large ones.
         """
         files = {}
         for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
             if path.name.startswith("."):
                 continue
             name = path.relative_to(folder).as_posix()
+            key = f"{kind}/{digest}/{name}"
+            if path.stat().st_size > SMALL or force:
+                self.upload(key, path)
+            elif not self.write_bytes(key, path.read_bytes(), only_if_absent=True):
+                path.write_bytes(self.read_bytes(key))
             files[name] = {"sha256": file_sha256(path), "size": path.stat().st_size}
-            self.upload(f"{kind}/{digest}/{name}", path)
         manifest = {"digest": digest, "files": files, **about}
         if self.write_json(f"{kind}/{digest}/{MANIFEST}", manifest, only_if_absent=not force):
             return manifest
@@ -79,12 +108,12 @@ class ObjectStore:
 
     def local(self, kind: Kind, digest: str) -> Path:
         """A complete, verified copy of a folder in this worker's cache, downloaded if it is not there yet."""
-        folder = self.cache / kind / digest
-        if (folder / MANIFEST).is_file():
-            return folder
         manifest = self.manifest(kind, digest)
         if manifest is None:
             raise TransientError(f"{self.uri(kind, digest)} is not complete: it has no {MANIFEST}")
+        folder = self.cache / kind / digest
+        if _is_copy(folder, manifest):
+            return folder
         with self.scratch() as part:
             for name, file in manifest["files"].items():
                 self.download(f"{kind}/{digest}/{name}", _inside(part, name), file["sha256"])
@@ -95,12 +124,15 @@ class ObjectStore:
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
         kept = self.cache / kind / digest
         kept.parent.mkdir(parents=True, exist_ok=True)
+        if _is_copy(kept, manifest):
+            return kept
+        if kept.exists():  # what `force` replaced, or the leavings of a killed task
+            shutil.rmtree(kept)
         try:
             folder.rename(kept)
-        except OSError:
-            if not (kept / MANIFEST).is_file():
-                shutil.rmtree(kept, ignore_errors=True)
-                folder.rename(kept)
+        except OSError:  # another task was faster
+            if not _is_copy(kept, manifest):
+                raise
         return kept
 
     @contextmanager
@@ -130,23 +162,30 @@ class ObjectStore:
         with self.errors(f"write {key}"), path.open("rb") as content:
             self.client.upload_fileobj(content, self.bucket, key)
 
+    def read_bytes(self, key: str) -> bytes:
+        """The object at `key`; FileNotFoundError if there is none."""
+        with self.errors(f"read {key}"):
+            return self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+
     def read_json(self, key: str) -> dict[str, Any] | None:
         """The JSON object at `key`, or None if there is none."""
         try:
-            with self.errors(f"read {key}"):
-                return json.loads(self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read())
+            return json.loads(self.read_bytes(key))
         except FileNotFoundError:
             return None
+        except ValueError:
+            raise InputError(f"{self.uri(key)} is damaged: it is not JSON; remove it and run again") from None
 
     def write_json(self, key: str, value: Mapping[str, Any], *, only_if_absent: bool = False) -> bool:
         """Write a JSON object; False if `only_if_absent` and something was there."""
+        return self.write_bytes(key, json.dumps(value, indent=1).encode(), only_if_absent=only_if_absent)
+
+    def write_bytes(self, key: str, body: bytes, *, only_if_absent: bool = False) -> bool:
+        """Write an object; False if `only_if_absent` and something was there."""
         condition = {"IfNoneMatch": "*"} if only_if_absent else {}
-        body = json.dumps(value, indent=1).encode()
         try:
             with self.errors(f"write {key}"):
-                self.client.put_object(
-                    Bucket=self.bucket, Key=key, Body=body, ContentType="application/json", **condition
-                )
+                self.client.put_object(Bucket=self.bucket, Key=key, Body=body, **condition)
         except FileExistsError:
             return False
         return True
@@ -160,7 +199,9 @@ class ObjectStore:
             raise _typed(error, f"cannot {what} in bucket {self.bucket}") from None
         except (NoCredentialsError, PartialCredentialsError) as error:
             raise InputError(f"cannot {what} in bucket {self.bucket}: {error}; give AWS credentials") from None
-        except (BotoCoreError, OSError) as error:
+        except ParamValidationError as error:
+            raise InputError(f"cannot {what} in bucket {self.bucket!r}: {' '.join(str(error).split())}") from None
+        except (BotoCoreError, RetriesExceededError, OSError) as error:
             if isinstance(error, OSError) and error.errno:
                 raise MergeflowError(f"cannot {what}: {error}") from None
             raise TransientError(
@@ -181,7 +222,17 @@ def _typed(error: ClientError, what: str) -> Exception:
         return InputError(
             f"{what}: the object store refused the credentials ({code}); check the connection aws_default"
         )
+    if code in WRONG_ADDRESS:
+        return InputError(f"{what}: {code}; check bucket, region and endpoint in the connection aws_default")
     return TransientError(f"{what}: {code}")
+
+
+def _is_copy(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    """Whether a cached folder holds what the manifest says; its own manifest was written when it did."""
+    try:
+        return json.loads((folder / MANIFEST).read_text())["files"] == manifest["files"]
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def _inside(folder: Path, name: str) -> Path:
@@ -202,4 +253,7 @@ def from_connection(conn_id: str = "aws_default") -> ObjectStore:
             f"the Airflow connection {conn_id} names no bucket: add to its extra "
             '{"service_config": {"s3": {"bucket_name": "YOUR-BUCKET"}}}'
         )
-    return ObjectStore(hook.conn, bucket)
+    try:
+        return ObjectStore(hook.conn, bucket)
+    except ValueError as error:  # an endpoint that is no URL
+        raise InputError(f"the Airflow connection {conn_id}: {error}") from None

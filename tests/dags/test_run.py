@@ -205,14 +205,23 @@ def test_another_limit_scores_that_benchmark_again_and_nothing_else(first, workf
     assert ran["promote", "skipped"] == 1
 
 
+def test_a_trial_with_a_limit_promotes_nothing(first, workflow, service):
+    workflow.write({})
+    before = len(service.search_model_versions("name='small-merge'"))
+    result = workflow.run(limit=4)
+    assert result["state"] == "success", result["log"][-3000:]
+    assert states(result)["promote", "skipped"] == 1
+    assert len(service.search_model_versions("name='small-merge'")) == before
+
+
 def test_a_new_method_makes_only_its_candidates(first, workflow):
-    workflow.write({"methods": [*STUDY["methods"], "task_arithmetic"]})
+    workflow.write({"methods": [*STUDY["methods"], "task_arithmetic"], "informed": [{"aim": {"omega": 0.4}}]})
     result = workflow.run(promote=False)
     assert result["state"] == "success", result["log"][-3000:]
     made = {
         one["name"] for one in result["tasks"] if one["task"] == "math-code.benchmark" and one["state"] == "success"
     }
-    assert made == {"task_arithmetic math+code", "task_arithmetic+aim(w=0.4) math+code"}
+    assert made == {"task_arithmetic+aim(w=0.4) math+code"}
     assert ("benchmark_inputs", "success") not in states(result)
 
 

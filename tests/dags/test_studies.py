@@ -97,15 +97,30 @@ def test_a_study_with_mistakes_shows_them_and_spares_the_others(tmp_path):
         path.unlink()
     (folder / "studies" / "good.yaml").write_text(STUDY.replace("NAME", "good"))
     (folder / "studies" / "same.yaml").write_text(STUDY.replace("NAME", "good"))
+    (folder / "studies" / "cron.yaml").write_text(STUDY.replace("0 3 * * *", "nightly").replace("NAME", "cron"))
+    (folder / "studies" / "zoo.yml").write_text(STUDY.replace("NAME", "task"))
     (folder / "studies" / "wrong.yaml").write_text(STUDY.replace("NAME", "wrong").replace("linear", "lineal"))
     found = parse(folder, tmp_path / "airflow")
     assert found["errors"] == {}
-    assert sorted(found["dags"]) == ["good", "same", "wrong"]
+    assert sorted(found["dags"]) == ["cron", "good", "same", "task", "wrong"]
+    assert "not a cron expression" in found["dags"]["cron"]["doc"]
     assert found["dags"]["good"]["schedule"] == "0 3 * * *"
-    assert "another study file has the name" in found["dags"]["same"]["doc"]
+    assert "good.yaml has the name 'good' too" in found["dags"]["same"]["doc"]
     assert "unknown merge method 'lineal'" in found["dags"]["wrong"]["doc"]
     assert found["dags"]["wrong"]["tags"] == ["invalid study", "mergeflow"]
     assert found["dags"]["wrong"]["schedule"] == "None"
+
+
+def test_a_study_that_takes_a_name_is_blamed_itself(tmp_path):
+    folder = tmp_path / "dags"
+    shutil.copytree(DAGS, folder, ignore=shutil.ignore_patterns("__pycache__", "*.yaml"))
+    (folder / "studies").mkdir(exist_ok=True)
+    (folder / "studies" / "a.yaml").write_text(STUDY.replace("NAME", "b"))
+    (folder / "studies" / "b.yaml").write_text(STUDY.replace("NAME", "b"))
+    found = parse(folder, tmp_path / "airflow")
+    assert sorted(found["dags"]) == ["b", "b-invalid"]
+    assert found["dags"]["b"]["tags"] == ["mergeflow"]
+    assert "a.yaml has the name 'b' too" in found["dags"]["b-invalid"]["doc"]
 
 
 STUDY = """

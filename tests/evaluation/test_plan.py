@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from evaluation.plan import StudyPlan, plan_study
 from evaluation.study import Study
+from merging.errors import InputError
 
 STUDY = {
     "name": "demo",
@@ -77,6 +80,11 @@ def test_only_what_is_missing_is_to_be_done():
     assert planned.to_measure() == ["math"]
     assert planned.to_make() == [candidate.name]
     assert planned.reused() == {"fetch": 3, "calibrate": 0, "merge": 4, "benchmark": 12}
+
+
+def test_two_names_for_one_model_are_refused():
+    with pytest.raises(InputError, match="code: the same model as math"):
+        plan(models=("b", "m", "m"))
 
 
 def test_a_plan_survives_json():

@@ -55,6 +55,13 @@ def test_requirements_keep_a_front_member_out_and_say_why():
     assert built["ranking"] == ["task_arithmetic math+code"]
 
 
+def test_a_requirement_against_an_expert_is_read_in_points():
+    promotion = {"model": "m", "require": ["math >= math - 10"]}
+    _, rows = report({"linear": (0.51, 0.1), "task_arithmetic": (0.49, 0.1), "ties": (0.6, 0.1)}, promotion=promotion)
+    assert rows["linear"]["unmet"] == []
+    assert rows["task_arithmetic"]["unmet"] == ["math >= math - 10 (found 49.0, needs >= 50.0)"]
+
+
 def test_equal_candidates_are_ranked_by_digest():
     built, rows = report({"linear": (0.5, 0.5), "task_arithmetic": (0.5, 0.5), "ties": (0.5, 0.5)})
     by_digest = sorted(("linear", "task_arithmetic", "ties"), key=lambda name: rows[name]["digest"])

@@ -70,13 +70,33 @@ def test_a_good_study_loads(tmp_path):
         ({"promotion": {"model": "m", "require": ["code >= 5"]}}, "promotion", "code is not an objective"),
         ({"promotion": {"model": "m", "rule": "luck"}}, "promotion.rule", "'hypervolume_gain'"),
         ({"experts": {"base": "./x"}}, "experts", "'base' is the base model's own name"),
+        ({"promotion": {"model": "m", "require": ["math >= math-2"]}}, "promotion", "math-2 is not a model"),
+        ({"schedule": "every night"}, "schedule", "not a cron expression"),
+        ({"methods": [{"merge_method": "ties", "parameters": {"density": []}}]}, "methods.0", "an empty list"),
+        (
+            {"methods": ["ties", {"merge_method": "ties", "parameters": {"density": 1.0}}]},
+            "methods",
+            "'ties(d=1) math+code+chat' is the same merge as 'ties math+code+chat'",
+        ),
+        (
+            {"benchmarks": {"m.2": {"task": TASK}}, "objectives": {"m.2": "maximise"}, "promotion": None},
+            "benchmarks",
+            "",
+        ),
+        (
+            {"benchmarks": {"math": {"task": "mmlu_anatomy"}}, "objectives": {"math.response_tokens": "minimise"}}
+            | {"promotion": None},
+            "objectives",
+            "generates no text",
+        ),
+        ({"methods (old)": 1}, "methods (old)", "did you mean 'methods'?"),
         ({"base": None}, "base", "missing; it is required"),
     ],
 )
 def test_each_mistake_is_one_line_with_its_place(tmp_path, changes, place, says):
     found = problems_of(tmp_path, **changes)
     assert len(found) == 1, found
-    assert found[0].startswith(f"{place}: ")
+    assert found[0].startswith(place)
     assert says in found[0]
 
 
@@ -101,6 +121,20 @@ def test_what_is_no_study_at_all_is_said_in_one_line(tmp_path, text, says):
     with pytest.raises(InputError, match=says) as caught:
         Study.load(path)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text("name: a\nexperts:\n  math: ./one\n  math: ./two\n")
+    with pytest.raises(InputError, match="the key 'math' stands twice"):
+        Study.load(path)
+
+
+def test_a_requirement_may_name_a_model_with_a_number_in_its_name(tmp_path):
+    promotion = {"model": "m", "require": ["math >= math-2 + 1.5", "math >= 7b"]}
+    experts = {"math": "./m", "math-2": "./n", "7b": "./o"}
+    study = Study.parse({**GOOD, "experts": experts, "promotion": promotion}, folder=tmp_path)
+    assert study.promotion.require == promotion["require"]
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -183,3 +183,12 @@ def test_two_merges_do_not_write_one_folder(tmp_path):
     with pytest.raises(InputError, match="another merge is writing"):
         OutputFolder(tmp_path / "out", "key", {}, None)
     os.close(first._lock)
+
+
+def test_one_merge_of_several_that_overflows_leaves_nothing_and_is_named(oracle, tmp_path):
+    case = oracle("llama_f32")
+    recipes = [case.recipe("linear"), case.recipe("task_arithmetic", parameters={"lambda": 1e39})]
+    models = {name: case.model(name) for recipe in recipes for name in recipe.inputs}
+    with pytest.raises(InputError, match="NaN or Inf"):
+        merge_many(recipes, [tmp_path / "good", tmp_path / "bad"], models=models)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "good"] == []

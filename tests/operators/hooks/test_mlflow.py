@@ -115,6 +115,19 @@ def test_a_checkpoint_is_registered_once(mlflow_server, track, client, parent, s
     assert (version.source, version.run_id, version.description) == ("s3://bucket/models/d1", parent, "A card")
 
 
+def test_registering_again_brings_the_scores_up_to_date(track, client, parent, study):
+    track.register(study, "d" * 64, "s3://bucket/models/x", parent, {"score.math": "0.2"})
+    version = track.register(study, "d" * 64, "s3://bucket/models/x", parent, {"score.math": "0.9"})
+    assert client.get_model_version(study, str(version)).tags["score.math"] == "0.9"
+
+
+def test_a_run_that_failed_ends_as_failed_and_none_is_made_up(track, client, parent, study):
+    track.fail(study, client.get_run(parent).data.tags["mergeflow.dag_run"])
+    assert client.get_run(parent).info.status == "FAILED"
+    track.fail(f"no-{study}", "no-run")
+    assert client.get_experiment_by_name(f"no-{study}") is None
+
+
 def test_of_two_that_register_a_checkpoint_at_once_one_stands(mlflow_server, track, client, parent, study, monkeypatch):
     other = Tracking(mlflow_server)
     create = track.client.create_model_version

@@ -61,6 +61,34 @@ def test_the_first_writer_stands_unless_forced(store, digest, tmp_path):
     assert store.manifest("scores", digest)["by"] == "third"
 
 
+def test_two_writers_whose_cards_differ_do_not_mix(store, digest, tmp_path, object_store):
+    first = make_folder(tmp_path / "first", card="by the first")
+    second = make_folder(tmp_path / "second", card="by the second")
+    store.publish("models", digest, first, {})
+    store.publish("models", digest, second, {})
+    elsewhere = ObjectStore(store.client, store.bucket, cache=tmp_path / "other")
+    assert (elsewhere.local("models", digest) / "card").read_text() == "by the first"
+
+
+def test_what_a_killed_writer_left_is_taken_over(store, digest, tmp_path):
+    store.client.put_object(Bucket=store.bucket, Key=f"models/{digest}/card", Body=b"left behind")
+    store.publish("models", digest, make_folder(tmp_path / "made", card="mine"), {})
+    assert (store.local("models", digest) / "card").read_text() == "left behind"
+
+
+def test_what_force_replaces_is_replaced_in_the_cache_too(store, digest, tmp_path):
+    store.publish("calibrations", digest, make_folder(tmp_path / "old", statistics="old"), {})
+    assert (store.local("calibrations", digest) / "statistics").read_text() == "old"
+    store.publish("calibrations", digest, make_folder(tmp_path / "new", statistics="new"), {}, force=True)
+    assert (store.local("calibrations", digest) / "statistics").read_text() == "new"
+
+
+def test_a_damaged_manifest_is_named(store, digest):
+    store.client.put_object(Bucket=store.bucket, Key=f"models/{digest}/{MANIFEST}", Body=b"{")
+    with pytest.raises(InputError, match="is damaged"):
+        store.manifest("models", digest)
+
+
 def test_a_folder_without_manifest_does_not_count(store, digest):
     store.client.put_object(Bucket=store.bucket, Key=f"models/{digest}/config.json", Body=b"{}")
     assert store.manifest("models", digest) is None
@@ -100,6 +128,11 @@ def test_wrong_credentials_are_one_terminal_line_without_the_secret(object_store
     assert "aws_default" in str(caught.value)
     assert object_store.secret not in str(caught.value)
     assert "wrong-secret" not in str(caught.value)
+
+
+def test_a_name_that_can_be_no_bucket_is_terminal(object_store, tmp_path, digest):
+    with pytest.raises(InputError, match="My Bucket"):
+        ObjectStore(client(object_store), "My Bucket", cache=tmp_path).manifest("models", digest)
 
 
 def test_a_missing_bucket_is_terminal(object_store, tmp_path, digest):
