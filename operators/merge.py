@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from evaluation.plan import PlannedCandidate, StudyPlan
+from merging.errors import InputError
 from operators.calibrate import STATISTICS
 from operators.hooks.object_store import ObjectStore
 from operators.progress import log_lines
@@ -36,15 +39,18 @@ def _merge_and_publish(store: ObjectStore, plan: StudyPlan, wanted: list[Planned
     statistics = None
     if any(recipe.aim for recipe in recipes):
         statistics = store.local("calibrations", plan.calibration.digest) / STATISTICS
-    reports = merge_many(
-        recipes,
-        outs,
-        models={name: store.local("models", digests[name]) for name in names},
-        digests=digests,
-        statistics=statistics,
-        progress=log_lines(),
-        metadata=[{"name": one.name, "study": plan.study.name, "recipe digest": one.digest} for one in wanted],
-    )
+    models = {name: store.local("models", digests[name]) for name in names}
+    metadata = [{"name": one.name, "study": plan.study.name, "recipe digest": one.digest} for one in wanted]
+    with named_models(models):
+        reports = merge_many(
+            recipes,
+            outs,
+            models=models,
+            digests=digests,
+            statistics=statistics,
+            progress=log_lines(),
+            metadata=metadata,
+        )
     for candidate, recipe, out, report in zip(wanted, recipes, outs, reports, strict=True):
         about = {
             "recipe": candidate.recipe,
@@ -54,3 +60,15 @@ def _merge_and_publish(store: ObjectStore, plan: StudyPlan, wanted: list[Planned
         }
         manifest = store.publish("models", candidate.digest, out, about, force=plan.force)
         store.keep("models", candidate.digest, out, manifest)
+
+
+@contextmanager
+def named_models(models: Mapping[str, Path]) -> Iterator[None]:
+    """Let errors within speak of models by the study's names for them, not by folders of the worker's cache."""
+    try:
+        yield
+    except InputError as error:
+        problems = error.problems
+        for name, folder in models.items():
+            problems = [problem.replace(str(folder), name) for problem in problems]
+        raise InputError(problems) from None
