@@ -7,7 +7,8 @@ from typing import Any
 
 from evaluation.pareto import front, hypervolume_gain, unit_scores
 from evaluation.plan import PlannedModel, StudyPlan
-from evaluation.study import REQUIREMENT, RESPONSE_TOKENS, Study
+from evaluation.study import Study
+from evaluation.study_checks import REQUIREMENT, RESPONSE_TOKENS
 
 Row = dict[str, Any]
 

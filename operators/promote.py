@@ -9,7 +9,7 @@ from typing import Any
 from airflow.sdk.exceptions import AirflowSkipException
 
 from evaluation.plan import StudyPlan
-from evaluation.study import RESPONSE_TOKENS
+from evaluation.study_checks import RESPONSE_TOKENS
 from merging.errors import InputError
 from operators.hooks.mlflow import Tracking, tracking
 from operators.hooks.object_store import ObjectStore
