@@ -62,7 +62,6 @@ def _tags(plan: StudyPlan, row: dict[str, Any]) -> dict[str, str]:
     tags = {
         "mergeflow.name": row["name"],
         "mergeflow.study": plan.study.name,
-        "mergeflow.run": row["mlflow_run"],
         "mergeflow.recipe": json.dumps(candidate.recipe),
         "mergeflow.hypervolume_gain": f"{row['hypervolume_gain']:.6f}",
     }

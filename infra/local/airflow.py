@@ -9,6 +9,7 @@ from infra.local.airflow_settings import GPU_SLOTS, airflow_settings
 from infra.local.checks import program, require_free_ports, require_program
 from infra.local.credentials import Credentials, write_private
 from infra.local.environment import process_environment
+from infra.local.preloaded import MARKER
 from infra.local.process import Process, answers, stop_all, wait_until
 from infra.local.settings import Settings
 
@@ -54,6 +55,7 @@ class Airflow:
         if not self._migrated():
             wait_until(lambda: self.migration.exit_status == 0, [self.migration], timeout=300)
             self._stamp.write_text(version("apache-airflow-core"))
+        (self.home / MARKER).unlink(missing_ok=True)
         for process in self.processes:
             process.start()
 
@@ -73,6 +75,8 @@ class Airflow:
         return AirflowApi(self.settings.airflow_url, self.credentials.airflow_user, self.credentials.airflow_password)
 
     def _healthy(self) -> bool:
+        if not (self.home / MARKER).exists():  # or the first task of a run would wait for the imports
+            return False
         # What tasks talk to is made at its first request, which takes seconds: better now than in a task's time.
         if not answers(f"{self.settings.airflow_url}/execution/health/ping"):
             return False

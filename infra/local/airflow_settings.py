@@ -16,6 +16,10 @@ PRELOAD = (
     "mlflow",
     "lm_eval.evaluator",
     "lm_eval.models.huggingface",
+    "matplotlib.backends.backend_agg",
+    "plotly.graph_objects",
+    "moocore",
+    "infra.local.preloaded",
 )
 
 

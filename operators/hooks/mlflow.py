@@ -167,8 +167,10 @@ class Tracking:
             self._unless_there(lambda: self.client.create_registered_model(model), lambda: None)
             tags = {DIGEST: digest, **{key: str(value) for key, value in tags.items()}}
             if found := self._versions(model, digest):
+                standing = self.client.get_model_version(model, str(found[0])).tags
                 for key, value in tags.items():
-                    self.client.set_model_version_tag(model, str(found[0]), key, value)
+                    if standing.get(key) != value:
+                        self.client.set_model_version_tag(model, str(found[0]), key, value)
                 return found[0]
             about = {"run_id": run, "tags": tags, "description": description, "await_creation_for": 0}
             mine = int(self.client.create_model_version(model, source, **about).version)
