@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import yaml
 
 from merging.checkpoint import Checkpoint
@@ -33,6 +34,14 @@ class Model:
     def stored(self, tensor: str) -> str:
         """The name a tensor is stored under: a tied model keeps its head as the embedding."""
         return embedding_of(self.tensors) if tensor == HEAD and self.tied else tensor
+
+    def rows(self, tensor: str, first: int, end: int) -> torch.Tensor:
+        """The rows [first, end) of a tensor of the output, in the dtype it is stored in; a scalar as it is.
+
+        Backed by the file's pages: do not write to it.
+        """
+        found = self.checkpoint.read(self.stored(tensor))
+        return found[first:end] if found.dim() else found
 
 
 def open_model(name: str, folder: Path) -> Model:
