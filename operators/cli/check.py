@@ -1,0 +1,80 @@
+"""`mergeflow check`: is a study or a recipe right, before anything is moved?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from merging.errors import InputError
+from operators.cli.merge import statistics_of
+
+if TYPE_CHECKING:
+    from evaluation.study import Study
+    from operators.hooks.sources import Sources
+
+
+def check(file: Annotated[Path, typer.Argument(help="a study or a recipe (YAML)")]) -> None:
+    """Check a study or a recipe: keys, ranges, and that its models exist and fit together. Moves no weights."""
+    import yaml
+
+    text = _read(file)
+    try:
+        is_recipe = "merge_method" in (yaml.safe_load(text) or {})
+    except (yaml.YAMLError, TypeError):
+        is_recipe = False
+    if is_recipe:
+        _check_recipe(file)
+    else:
+        _check_study(file)
+
+
+def _check_study(file: Path) -> None:
+    from evaluation.candidates import expand
+    from evaluation.study import Study
+    from operators.preflight import resolve_models
+
+    study = Study.load(file)
+    resolved = resolve_models(study, _sources(study))
+    print(f"study {study.name}: no mistakes found")
+    for name, model in resolved.items():
+        size = sum(one["size"] for one in model["files"].values())
+        print(f"  {name}: {model['reference']} ({size / 1e6:.1f} MB, sha256 {model['digest'][:12]})")
+    print(f"  {len(expand(study))} candidates, {len(study.benchmarks)} benchmarks")
+
+
+def _check_recipe(file: Path) -> None:
+    from merging.preflight import preflight
+    from merging.recipe import Recipe
+
+    recipe = Recipe.load(file)
+    plan = preflight(recipe, {name: Path(name) for name in recipe.inputs}, statistics=statistics_of(recipe))
+    print(f"recipe {file.name}: no mistakes found")
+    print(f"  {plan.tensors} tensors; reads {plan.bytes_read / 1e6:.1f} MB, writes {plan.bytes_written / 1e6:.1f} MB")
+    print(f"  peak memory about {plan.peak_memory / 1e6:.0f} MB")
+    for note in plan.notes:
+        print(f"  note: {note}")
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{file}: not a text file") from None
+
+
+def _sources(study: Study) -> Sources:
+    """The hub and S3 as this shell's environment names them (HF_ENDPOINT, HF_TOKEN, AWS_*)."""
+    from operators.hooks.hub import Hub
+    from operators.hooks.object_store import cache_folder
+    from operators.hooks.sources import Sources
+
+    s3 = None
+    if any(source.startswith("s3://") for source in study.sources.values()):
+        import boto3
+
+        s3 = boto3.Session().client("s3")
+    return Sources(cache_folder() / "sources", Hub(), s3)

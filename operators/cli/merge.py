@@ -1,0 +1,52 @@
+"""`mergeflow merge` and `mergeflow methods`: one recipe into one folder, and what a recipe can ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from operators.progress import bar
+
+if TYPE_CHECKING:
+    from merging.recipe import Recipe
+
+
+def merge(
+    recipe: Annotated[Path, typer.Argument(help="a recipe (mergekit's YAML, with `aim:` beside it)")],
+    out: Annotated[Path, typer.Argument(help="the folder to make")],
+) -> None:
+    """Merge local checkpoints by a recipe; model paths count from the current folder.
+
+    With AIM, the recipe names the statistics that `calibrate` made: `aim: {omega: 0.4, statistics: FILE}`.
+    """
+    from merging.engine import merge as run
+    from merging.recipe import Recipe
+
+    loaded = Recipe.load(recipe)
+    models = {name: Path(name) for name in loaded.inputs}
+    with bar() as progress:
+        done = run(loaded, out, models=models, statistics=statistics_of(loaded), progress=progress)
+    print(f"{out}: {done['tensors']} tensors, {done['bytes_written'] / 1e6:.1f} MB in {done['seconds']:.1f} s")
+
+
+def statistics_of(recipe: Recipe) -> Path | None:
+    """The file of activation statistics that a recipe names."""
+    return Path(recipe.aim.statistics) if recipe.aim and recipe.aim.statistics else None
+
+
+def methods() -> None:
+    """List the merge methods with their parameters."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from merging.methods import METHODS
+
+    table = Table()
+    for column in ("method", "parameters", "what it computes", "source"):
+        table.add_column(column, overflow="fold")
+    for method in METHODS.values():
+        shown = "\n".join(f"{one.name} = {one.default}" for one in method.parameters.values())
+        table.add_row(method.name, shown, method.summary, method.paper)
+    Console().print(table)
