@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from merging.errors import InputError
 from merging.tensor_file import load_tensors
 from merging.vocabulary import HEAD, is_embedding
+
+if TYPE_CHECKING:
+    from merging.preflight import Output
 
 
 def importance(s: Tensor) -> Tensor:
@@ -29,6 +34,16 @@ def relax(base: Tensor, merged: Tensor, s: Tensor, omega: float) -> Tensor:
 def factor(s: Tensor, omega: float) -> Tensor:
     """`1 - imp * (1 - omega)`, (n,): what is left of the change of each channel."""
     return 1 - importance(s) * (1 - omega)
+
+
+def factors(statistics: Mapping[str, Tensor], omega: float, outputs: Mapping[str, Output]) -> Callable:
+    """A function that gives a tensor's factor by its name, None for what AIM leaves alone."""
+
+    def of(name: str) -> Tensor | None:
+        module = outputs[name].module
+        return factor(statistics[module], omega) if module else None
+
+    return of
 
 
 def scaled(base: Tensor, merged: Tensor, factor: Tensor) -> Tensor:

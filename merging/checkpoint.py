@@ -61,14 +61,26 @@ class Checkpoint:
             self._tensors[name] = self._map(self.entries[name])
         return self._tensors[name]
 
+    def fetch_ahead(self, name: str) -> int:
+        """Have the kernel read a tensor from disk while something else is done. How many bytes that is."""
+        entry = self.entries[name]
+        if entry.numel == 0:
+            return 0
+        first = entry.start // mmap.PAGESIZE * mmap.PAGESIZE
+        self._file(entry.file).madvise(mmap.MADV_WILLNEED, first, entry.end - first)
+        return entry.end - entry.start
+
+    def _file(self, path: Path) -> mmap.mmap:
+        if path not in self._maps:
+            with open(path, "rb") as file:
+                # ACCESS_COPY: torch wants a writable buffer; pages are private and never written
+                self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        return self._maps[path]
+
     def _map(self, entry: Entry) -> torch.Tensor:
         if entry.numel == 0:
             return torch.empty(entry.shape, dtype=entry.dtype)
-        if entry.file not in self._maps:
-            with open(entry.file, "rb") as file:
-                # ACCESS_COPY: torch wants a writable buffer; pages are private and never written
-                self._maps[entry.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        buffer = memoryview(self._maps[entry.file])[entry.start : entry.end]
+        buffer = memoryview(self._file(entry.file))[entry.start : entry.end]
         if entry.start % entry.dtype.itemsize:
             buffer = bytearray(buffer)  # a header of odd length leaves tensors unaligned
         return torch.frombuffer(buffer, dtype=entry.dtype).view(entry.shape)

@@ -26,7 +26,7 @@ from merging.inputs import (
 from merging.placement import Place, places
 from merging.recipe import Recipe
 
-BLOCK = 1 << 16  # elements of a tensor that are merged at a time, if a row is no longer
+BLOCK = 1 << 17  # elements of a tensor that are merged at a time, if a row is no longer
 IMPORTS = 200_000_000  # bytes of anonymous memory that python, torch and this take before a merge
 
 

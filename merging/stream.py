@@ -1,8 +1,8 @@
 """The weights of one or several merges over the same inputs, made block by block in one reading.
 
-A block is a few whole rows of a tensor, small enough for a core's cache. Worker threads each map a block of every
-input, widen it, merge it, round it and put it in its place in the output files; torch and the kernel release the
-interpreter for all of that. What a method must know of a whole tensor it finds in passes of its own before.
+A block is a few whole rows of a tensor, small enough for a core's cache. Worker threads each take a block of every
+input, merge it and put it in its place in the output files; what they call releases the interpreter. What a method must
+know of a whole tensor it finds in passes of its own before.
 """
 
 from __future__ import annotations
@@ -15,33 +15,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
 
-from merging import aim
-from merging.errors import InputError
+from merging.finishing import Target
 from merging.inputs import Model
 from merging.methods import Group, Method
-from merging.preflight import BLOCK, Output
+from merging.preflight import BLOCK
+from merging.reading import Reader, Rows, Tensor
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 AHEAD = 8  # blocks per worker that may be under way before the first of them must be done
-Put = Callable[[str, torch.Tensor, int], None]
-
-
-@dataclass
-class Target:
-    """Where a merge's tensors go, `put(name, piece, start)`; those not in `outputs` are there already."""
-
-    outputs: Mapping[str, Output]
-    put: Put
-    omega: float | None = None
-    statistics: Mapping[str, torch.Tensor] | None = None
-    squares: dict[str, float] = field(default_factory=dict)
-
-
-Tensor = tuple[str, str]  # a model's name, and the name of a tensor in it
+FETCH_AHEAD = 256 << 20  # bytes of the inputs that are read from disk before they are needed
+DEVICE_BLOCK = 1 << 24  # elements of a block on an accelerator: a launch costs as much as a small block
+SMALL = 1 << 25  # elements of a model below which compiling the kernels takes longer than they save
 
 
 @dataclass(frozen=True)
@@ -61,7 +50,7 @@ class Part:
 
 @dataclass
 class Job:
-    """One merge of some of the inputs: a part by output tensor. Its targets differ in AIM and in output dtype only."""
+    """One merge of some of the inputs: a part by output tensor. Its targets differ in relaxation and dtype only."""
 
     method: Method
     seed: int
@@ -72,14 +61,18 @@ class Job:
 class Stream:
     """The reading of `models` in blocks, and the making of `jobs`."""
 
-    def __init__(self, models: Mapping[str, Model], frame: str, shapes, jobs: Sequence[Job], dtype, read_as):
+    def __init__(
+        self, models: Mapping[str, Model], frame: str, shapes, jobs: Sequence[Job], dtype, read_as, device="cpu"
+    ):
         """`frame` names the base, or the first model; `shapes` are the outputs'.
 
-        Inputs are read as the dtype `read_as` (None: as stored) and computed with in `dtype`.
+        Inputs are read as the dtype `read_as` (None: as stored) and computed with in `dtype` on `device`.
         """
-        self.models, self.frame, self.jobs, self.shapes = models, frame, jobs, shapes
-        self.dtype, self.read_as = dtype, read_as
-        self.checked: set[tuple[str, Tensor]] = set()
+        self.reader = Reader(models, dtype, read_as, device)
+        self.frame, self.jobs, self.shapes = frame, jobs, shapes
+        large = sum(map(math.prod, shapes.values())) >= SMALL
+        self.compiled = large and device == "cpu" and dtype == torch.float32
+        self.block = BLOCK if device == "cpu" else DEVICE_BLOCK
 
     def make(self, names: Sequence[str], every: Sequence[str], finished: Callable[[str], None]) -> None:
         """Make the float tensors `names` of every target that lists them; `every` are all the model has.
@@ -103,13 +96,13 @@ class Stream:
                         finished(name)
 
             try:
-                for name in names:
+                for name in self.fetching_ahead(names):
                     facts = [
                         whole if whole is not None else self.survey(job, name)
                         for job, whole in zip(self.jobs, whole_model, strict=True)
                     ]
                     factors = self.factors(name)
-                    blocks = row_blocks(self.shapes[name])
+                    blocks = row_blocks(self.shapes[name], self.block)
                     left[name] = len(blocks)
                     for rows in blocks:
                         pending.append((name, pool.submit(self.make_block, name, rows, facts, factors)))
@@ -119,11 +112,21 @@ class Stream:
                 for _, future in pending:
                     future.cancel()
 
+    def fetching_ahead(self, names: Sequence[str]) -> Iterator[str]:
+        """The names, the inputs of the next ones on their way from disk."""
+        coming, under_way, sizes = iter(names), 0, {}
+        for name in names:
+            while under_way < FETCH_AHEAD and (another := next(coming, None)) is not None:
+                sizes[another] = self.reader.fetch_ahead(self.wanted(self.jobs, another))
+                under_way += sizes[another]
+            yield name
+            under_way -= sizes[name]
+
     def survey_model(self, names: Sequence[str]) -> list:
         """Per job, what its survey finds over all tensors; None where it surveys tensor by tensor, or not at all."""
         total = sum(math.prod(self.shapes[name]) for name in names)
         return [
-            job.method.survey(self.over(job, names), total, part.shared, part.settings)
+            job.method.survey(Passes(self, job, names), total, part.shared, part.settings)
             if job.method.survey and job.method.whole_model(part.shared)
             else None
             for job in self.jobs
@@ -135,27 +138,12 @@ class Stream:
         if not job.method.survey:
             return None
         part = job.parts[name]
-        return job.method.survey(self.over(job, [name]), math.prod(self.shapes[name]), part.shared, part.settings)
+        return job.method.survey(Passes(self, job, [name]), math.prod(self.shapes[name]), part.shared, part.settings)
 
-    def over(self, job: Job, names: Sequence[str]):
-        """Passes over the blocks of some tensors, in the threads, the results in order."""
+    def has_kernel(self, job: Job, name: str) -> bool:
+        return self.compiled and job.method.kernel is not None and len(self.shapes[name]) > 1
 
-        def over(function: Callable[[Group], Any], stride: int = 1) -> list:
-            def one(block) -> Any:
-                name, rows = block
-                tensors = self.load(job.parts[name].inputs, name, rows, stride)
-                return function(self.group(job, name, rows, tensors, None))
-
-            # a sample is small enough to take from a whole tensor at once
-            cut = row_blocks if stride == 1 else whole
-            found = list(self.pool.map(one, [(name, rows) for name in names for rows in cut(self.shapes[name])]))
-            if stride == 1:
-                self.checked.update((name, tensor) for name in names for tensor in job.parts[name].inputs)
-            return found
-
-        return over
-
-    def group(self, job: Job, name: str, rows: tuple[int, int], tensors: Mapping[Tensor, torch.Tensor], facts) -> Group:
+    def group(self, job: Job, name: str, rows: Rows, tensors: Mapping, facts) -> Group:
         part = job.parts[name]
         return Group(
             name=name,
@@ -169,56 +157,51 @@ class Stream:
             facts=facts,
         )
 
-    def load(self, wanted, name: str, rows: tuple[int, int], stride: int = 1) -> dict[Tensor, torch.Tensor]:
-        """A block of each input in the compute dtype. Raises InputError if one is found not to be finite."""
-        found = {}
-        for one in wanted:
-            if one in found:
-                continue
-            opened = self.models[one[0]]
-            tensor = opened.checkpoint.read(opened.stored(one[1]))
-            if tensor.dim():
-                tensor = tensor[rows[0] : rows[1]]
-            tensor = tensor.reshape(-1)[::stride] if stride > 1 else tensor
-            tensor = tensor.to(self.read_as) if self.read_as else tensor
-            found[one] = tensor.to(self.dtype)
-            if stride == 1 and (name, one) not in self.checked and not is_finite(found[one]):
-                raise InputError(
-                    f"{opened.checkpoint.folder}: tensor {one[1]} holds NaN or Inf; this checkpoint is damaged"
-                )
-        return found
+    def compute(self, function: Callable[[Group], Any], job: Job, group: Group) -> Any:
+        """A kernel's result. Raises InputError if it met NaN or Inf."""
+        from merging.kernels.tiles import NotFinite
+
+        try:
+            return function(group)
+        except NotFinite as error:
+            raise self.reader.not_finite(job.parts[group.name].inputs[error.index]) from None
 
     def factors(self, name: str) -> list[list[torch.Tensor | None]]:
-        """Per job and target, what AIM multiplies the change by; None where it leaves the tensor alone."""
-        return [[self.factor(target, name) for target in job.targets] for job in self.jobs]
+        """Per job and target, what the change of a tensor is multiplied by; None where it is left alone."""
+        reader = self.reader
+        return [[target.factor_of(name, reader.dtype, reader.device) for target in job.targets] for job in self.jobs]
 
-    def factor(self, target: Target, name: str) -> torch.Tensor | None:
-        module = target.outputs[name].module if name in target.outputs else None
-        if target.omega is None or module is None:
-            return None
-        return aim.factor(target.statistics[module].to(self.dtype), target.omega)
-
-    def make_block(self, name: str, rows: tuple[int, int], facts: list, factors: list) -> list[list[float]]:
+    def make_block(self, name: str, rows: Rows, facts: list, factors: list) -> list[list[float]]:
         """Merge a block for every job, put it into every target. Sums of squares of the change by job and target."""
-        wanted = [tensor for job in self.jobs for tensor in job.parts[name].inputs]
-        references = [self.reference(job, name) for job in self.jobs]
+        plain = [job for job in self.jobs if not self.has_kernel(job, name)]
+        fused = [job for job in self.jobs if self.has_kernel(job, name)]
+        squares = []
         with torch.no_grad():
-            tensors = self.load(wanted + [reference for reference in references if reference], name, rows)
-            squares = []
-            for job, reference, found, by_target in zip(self.jobs, references, facts, factors, strict=True):
-                group = self.group(job, name, rows, tensors, found)
-                merged, base = job.method.merge(group), tensors[reference] if reference else None
-                squares.append(
-                    [
-                        put(target, name, group.start, base, merged, factor)
-                        for target, factor in zip(job.targets, by_target, strict=True)
-                    ]
-                )
+            tensors = self.reader.wide(self.wanted(plain, name), rows)
+            arrays = self.reader.arrays(self.wanted(fused, name), rows)
+            for job, found, by_target in zip(self.jobs, facts, factors, strict=True):
+                reference = self.reference(job, name)
+                if self.has_kernel(job, name):
+                    group = self.group(job, name, rows, arrays, found)
+                    merged = self.compute(resolve_name(job.method.kernel), job, group)
+                    base, takers = arrays.get(reference), [target.take_array for target in job.targets]
+                else:
+                    group = self.group(job, name, rows, tensors, found)
+                    merged = job.method.merge(group)
+                    base, takers = tensors.get(reference), [target.take for target in job.targets]
+                pairs = zip(takers, by_target, strict=True)
+                squares.append([take(name, group.start, base, merged, factor) for take, factor in pairs])
         return squares
 
+    def wanted(self, jobs: Sequence[Job], name: str) -> list[Tensor]:
+        """The tensors that a block of an output tensor takes, each once."""
+        references = [self.reference(job, name) for job in jobs]
+        inputs = [tensor for job in jobs for tensor in job.parts[name].inputs]
+        return list(dict.fromkeys(inputs + [reference for reference in references if reference]))
+
     def reference(self, job: Job, name: str) -> Tensor | None:
-        """What the change of a tensor is measured from, and AIM relaxes it towards; None where nothing asks for it."""
-        if job.parts[name].base or not any(target.omega is not None for target in job.targets):
+        """What the change of a tensor is measured from and relaxed towards; None where nothing asks for it."""
+        if job.parts[name].base or not any(target.factor for target in job.targets):
             return job.parts[name].base
         return self.frame, name
 
@@ -230,22 +213,46 @@ class Stream:
                     target.squares[name] = target.squares.get(name, 0.0) + value
 
 
-def put(target: Target, name: str, start: int, base, merged: torch.Tensor, factor) -> float | None:
-    """Relax a merged block, round it and hand it to its target. The sum of squares of the change, given a base."""
-    if name not in target.outputs:
-        return None
-    if factor is not None:
-        merged = aim.scaled(base, merged, factor)
-    target.put(name, merged.to(target.outputs[name].dtype), start)
-    if base is None:
-        return None
-    change = merged - base
-    return float(torch.dot(change.flatten(), change.flatten()))
+class Passes:
+    """Passes over the blocks of some tensors for a job's survey, in the threads, the results in order."""
 
+    def __init__(self, stream: Stream, job: Job, names: Sequence[str]):
+        self.stream, self.job, self.names = stream, job, names
+        if all(stream.has_kernel(job, name) for name in names):
+            self.stored = self._stored
 
-def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether all entries are finite. The sum settles it in one cheap pass, unless it overflows."""
-    return math.isfinite(tensor.sum()) or bool(tensor.isfinite().all())
+    stored: Callable | None = None
+
+    def __call__(self, function: Callable[[Group], Any], stride: int = 1) -> list:
+        stream, job = self.stream, self.job
+
+        def one(block: tuple[str, Rows]) -> Any:
+            name, rows = block
+            inputs = job.parts[name].inputs
+            tensors = stream.reader.wide(inputs, rows) if stride == 1 else stream.reader.sample(inputs, rows, stride)
+            return function(stream.group(job, name, rows, tensors, None))
+
+        # a sample is small enough to take from a whole tensor at once
+        return self._over(one, stream.block if stride == 1 else None)
+
+    def _stored(self, function: Callable[[Group], Any]) -> list:
+        stream, job = self.stream, self.job
+
+        def one(block: tuple[str, Rows]) -> Any:
+            name, rows = block
+            arrays = stream.reader.arrays(job.parts[name].inputs, rows)
+            return stream.compute(function, job, stream.group(job, name, rows, arrays, None))
+
+        return self._over(one, stream.block)
+
+    def _over(self, one: Callable, block: int | None) -> list:
+        shapes = self.stream.shapes
+        blocks = [
+            (name, rows)
+            for name in self.names
+            for rows in (row_blocks(shapes[name], block) if block else whole(shapes[name]))
+        ]
+        return list(self.stream.pool.map(one, blocks))
 
 
 def workers() -> int:
@@ -253,15 +260,15 @@ def workers() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def row_blocks(shape: tuple[int, ...]) -> list[tuple[int, int]]:
+def row_blocks(shape: tuple[int, ...], block: int) -> list[Rows]:
     """The rows [first, end) of each block of a tensor. A vector is one block: some methods rank the whole of it."""
-    if len(shape) < 2 or math.prod(shape) <= BLOCK:
+    if len(shape) < 2 or math.prod(shape) <= block:
         return whole(shape)
-    rows = max(1, BLOCK // math.prod(shape[1:]))
+    rows = max(1, block // math.prod(shape[1:]))
     return [(first, min(first + rows, shape[0])) for first in range(0, shape[0], rows)]
 
 
-def whole(shape: tuple[int, ...]) -> list[tuple[int, int]]:
+def whole(shape: tuple[int, ...]) -> list[Rows]:
     """All rows as one block."""
     return [(0, shape[0] if shape else 1)]
 

@@ -81,6 +81,7 @@ BREADCRUMBS = Method(
     needs_base=True,
     parameters=PARAMETERS,
     merge=merge_linear,
+    version=2,
     survey=survey,
 )
 BREADCRUMBS_TIES = Method(

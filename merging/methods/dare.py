@@ -56,6 +56,8 @@ DARE_LINEAR = Method(
     merge=merge_linear,
     random=True,
     survey=survey,
+    kernel="merging.kernels.dare:dare_linear",
+    version=2,
 )
 DARE_TIES = Method(
     name="dare_ties",
@@ -66,4 +68,5 @@ DARE_TIES = Method(
     merge=merge_ties,
     random=True,
     survey=survey,
+    kernel="merging.kernels.dare:dare_ties",
 )

@@ -64,7 +64,8 @@ class Group:
 
     `shared` holds the parameters of the merge, `settings[i]` those of expert i; `keys[i]` is expert i's model digest.
     `start` is the index, in the flattened whole tensor, of the block's first element; `facts` is what the method's
-    survey of the whole found.
+    survey of the whole found. A kernel gets numpy arrays (rows, columns) instead of tensors: float32, or uint16 that
+    holds the bits of bfloat16.
     """
 
     name: str
@@ -88,8 +89,11 @@ class Group:
 class Over(Protocol):
     """A pass over all blocks of a tensor or of a model: the function's results in the blocks' order.
 
-    With a `stride` the blocks hold every stride-th element, flattened, for an estimate.
+    With a `stride` the blocks hold every stride-th element, flattened, for an estimate. `stored(function)` hands over
+    the blocks as kernels read them; it is None where no kernels run.
     """
+
+    stored: Callable[[Callable[[Group], Any]], list] | None
 
     def __call__(self, function: Callable[[Group], Any], stride: int = 1) -> list: ...
 
@@ -100,7 +104,8 @@ class Method:
 
     `merge` makes an output block from a block of the inputs. What it must know of the whole tensor, `survey(over,
     total, shared, settings)` finds before, in passes over its `total` elements; where `whole_model(shared)` is true,
-    over all tensors at once. `check` finds what is wrong between parameters that are good one by one.
+    over all tensors at once. `kernel` names ("module:function") what computes `merge` faster on a CPU, from a block as
+    it is stored, to float32 and to the same bits. `check` finds what is wrong between parameters good one by one.
 
     `version` changes whenever the bytes change. `random` methods depend on the seed; `symmetric` ones not on the
     experts' order, but for float64 with `ordered_in_float64`: there the last bits are the published code's, which
@@ -116,6 +121,7 @@ class Method:
     merge: Callable[[Group], Tensor]
     survey: Callable[[Over, int, dict, list[dict]], Any] | None = None
     whole_model: Callable[[dict], bool] = staticmethod(lambda shared: False)
+    kernel: str | None = None
     version: int = 1
     random: bool = False
     symmetric: bool = True

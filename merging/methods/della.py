@@ -99,6 +99,7 @@ DELLA_LINEAR = Method(
     needs_base=True,
     parameters=declare(WEIGHT, DENSITY, EPSILON, LAMBDA, normalize(False), RESCALE, INT8_MASK),
     merge=merge_linear,
+    version=2,
     survey=survey,
     random=True,
     check=check,

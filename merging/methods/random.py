@@ -7,6 +7,7 @@ multiply and xor-shift hash of the index, in 32-bit integer tensor operations, w
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,15 +23,22 @@ def key_words(seed: int, identity: str, tensor: str, chunk: int) -> tuple[int, i
     return tuple(int.from_bytes(digest[i : i + 4], "little", signed=True) for i in (0, 4, 8))
 
 
+def stretches(start: int, count: int) -> Iterator[tuple[int, int, int]]:
+    """Where `count` elements from the `start`-th on lie: (chunk, offset, length) for each chunk they touch."""
+    position, end = start, start + count
+    while position < end:
+        chunk, offset = divmod(position, CHUNK)
+        length = min(end - position, CHUNK - offset)
+        yield chunk, offset, length
+        position += length
+
+
 def random_bits(like: Tensor, seed: int, identity: str, tensor: str, start: int = 0) -> Tensor:
     """31 random bits (int32 >= 0) per element of `like`, in its shape, for elements `start, start + 1, ...`."""
     import torch
 
     parts = []
-    position, end = start, start + like.numel()
-    while position < end:
-        chunk, offset = divmod(position, CHUNK)
-        length = min(end - position, CHUNK - offset)
+    for chunk, offset, length in stretches(start, like.numel()):
         words = key_words(seed, identity, tensor, chunk)
         x = torch.arange(offset, offset + length, dtype=torch.int32, device=like.device)
         x *= FACTORS[0]
@@ -44,7 +52,6 @@ def random_bits(like: Tensor, seed: int, identity: str, tensor: str, start: int 
         x >>= 1  # the leading bits are the best mixed
         x &= 0x7FFFFFFF
         parts.append(x)
-        position += length
     found = parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.empty(0, dtype=torch.int32)
     return found.reshape(like.shape)
 

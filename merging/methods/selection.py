@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from merging.methods.definition import Group, Over
@@ -12,6 +14,7 @@ from merging.methods.definition import Group, Over
 if TYPE_CHECKING:
     from torch import Tensor
 
+SMALLEST = 2.0**-149  # above 0 in float32; zeros never count
 SAMPLE = 1 << 18  # elements looked at to guess where the cut lies
 
 
@@ -31,6 +34,10 @@ class Cut:
         # hardshrink keeps what is strictly greater than its bound
         below = math.nextafter if delta.dtype.itemsize == 8 else nextafter32
         return delta.hardshrink(below(self.value, 0.0) if self.last >= start else self.value)
+
+    def bounds(self, start: int) -> tuple[float, int]:
+        """The cut's value, and up to which index of a block that begins at `start` its equals are kept."""
+        return self.value, int(min(max(self.last - start, -1), 1 << 62))
 
     def _keep_within(self, delta: Tensor, last: int) -> Tensor:
         flat = delta.flatten()
@@ -55,10 +62,12 @@ def largest(
     counts: list[int],
     total: int,
     by_row: bool = False,
+    kernel: str | None = None,
 ) -> list[Cut]:
     """For each of several series of `total` magnitudes, the cut that keeps its `counts[i]` largest.
 
-    `magnitudes` maps a block to the series' numbers >= 0; `by_row` says that it needs whole rows to do so.
+    `magnitudes` maps a block to the series' numbers >= 0; `by_row` says that it needs whole rows to do so. `kernel`
+    names what looks at a stored block faster ("module:function", see `merging.kernels.cut.look`).
 
     Among equal magnitudes at the cut those of the lowest index stay. A sample brackets each cut; one pass then counts
     what lies above the bracket and collects the little within it. A bracket that missed is widened.
@@ -80,11 +89,19 @@ def largest(
                 for m, bracket in zip(magnitudes(group), brackets, strict=True)
             ]
 
-        found = over(look)
+        stored = getattr(over, "stored", None) if kernel else None
+        found = stored(partial(look_stored, resolve_name(kernel), brackets)) if stored else over(look)
         for i, bracket in enumerate(brackets):
             if bracket.open:
                 bracket.close([part[i] for part in found])
     return [bracket.cut for bracket in brackets]
+
+
+def look_stored(kernel: Callable, brackets: list[Bracket], group: Group) -> list:
+    """A kernel's look at a block for all brackets; those that are closed see nothing."""
+    lows = [max(bracket.low, SMALLEST) if bracket.open else math.inf for bracket in brackets]
+    highs = [bracket.high if bracket.open else math.inf for bracket in brackets]
+    return kernel(group, lows, highs)
 
 
 def to_numpy(tensor: Tensor):

@@ -28,7 +28,7 @@ def weighted_sum(group: Group, deltas: list[Tensor]) -> Tensor:
     weights = group.weights()
     mixed = deltas[0] * weights[0]
     for weight, delta in zip(weights[1:], deltas[1:], strict=True):
-        mixed.add_(delta, alpha=weight)
+        mixed.add_(delta * weight)  # not alpha: a fused multiply-add rounds once, on some machines only
     if group.shared["normalize"]:
         total = sum(weights)
         mixed.div_(total if abs(total) >= 1e-8 else 1.0)
@@ -47,4 +47,6 @@ TASK_ARITHMETIC = Method(
     needs_base=True,
     parameters=declare(WEIGHT, LAMBDA, normalize(False), IDLE_DENSITY, IDLE_RESCALE, INT8_MASK),
     merge=merge,
+    kernel="merging.kernels.weighted:task_arithmetic",
+    version=2,
 )

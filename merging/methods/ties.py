@@ -14,6 +14,7 @@ from merging.methods.task_arithmetic import INT8_MASK, LAMBDA, normalize
 if TYPE_CHECKING:
     from torch import Tensor
 
+KERNEL = "merging.kernels.cut:look"
 DENSITY = Parameter(
     "density", "float", 1.0, "share of a delta's entries that is kept", low=0, high=1, symbol="d", per_model=True
 )
@@ -38,11 +39,11 @@ def survey(over: Over, total: int, shared: dict, settings: list[dict]) -> Trimmi
     zero_sign = 1.0
     if shared["trim"] == "tensor":
         counts = [int(density * total) for density in densities]
-        cuts = largest(over, magnitudes, counts, total)
+        cuts = largest(over, magnitudes, counts, total, kernel=KERNEL)
     else:
         smallest = [int(total * (1 - density)) for density in densities]
         counts = [total - k + 1 if k else total for k in smallest]
-        cuts = [Cut(cut.value) for cut in largest(over, magnitudes, counts, total)]
+        cuts = [Cut(cut.value) for cut in largest(over, magnitudes, counts, total, kernel=KERNEL)]
         balance = sum(over(lambda group: signs(total_of(group, cut_off(group, cuts)))))
         zero_sign = float((balance > 0) - (balance < 0))
     whole = [1.0] * len(cuts)
@@ -132,5 +133,6 @@ TIES = Method(
     ),
     merge=merge,
     survey=survey,
+    kernel="merging.kernels.elect:ties",
     whole_model=lambda shared: shared["trim"] == "model",
 )

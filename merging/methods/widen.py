@@ -33,8 +33,13 @@ def survey(over: Over, total: int, shared: dict, settings: list[dict]) -> Tensor
 
     if total == 0:
         return None
-    parts = over(lambda group: column_sums(group) if group.experts[0].dim() > 1 else group)
     t, c = shared["above_average_value_ratio"], shared["score_calibration_value"]
+    if getattr(over, "stored", None):
+        from merging.kernels import widen_columns
+
+        parts = over.stored(widen_columns.column_sums)
+    else:
+        parts = over(lambda group: column_sums(group) if group.experts[0].dim() > 1 else group)
     if isinstance(parts[0], Group):
         moved = torch.stack([delta.abs_().reshape(-1) for delta in parts[0].deltas()])
         return calibrated(moved, t, c)
@@ -88,7 +93,7 @@ def merge(group: Group) -> Tensor:
     if group.facts is None:
         return merged
     for delta, score in zip(group.deltas(), scores_of(group), strict=True):
-        merged.addcmul_(delta, score)
+        merged.add_(delta.mul_(score))  # not addcmul: a fused multiply-add rounds once, on some machines only
     return merged
 
 
@@ -111,5 +116,7 @@ WIDEN = Method(
     parameters=PARAMETERS,
     merge=merge,
     survey=survey,
+    kernel="merging.kernels.widen_columns:weigh",
+    version=2,
     ordered_in_float64=True,
 )

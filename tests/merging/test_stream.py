@@ -37,14 +37,13 @@ def statistics(family, tmp_path):
     return tmp_path / "statistics.safetensors"
 
 
-def test_blocks_are_whole_rows_and_cover_a_tensor(monkeypatch):
-    monkeypatch.setattr("merging.stream.BLOCK", 12)
-    assert row_blocks((5, 4)) == [(0, 3), (3, 5)]
-    assert row_blocks((2, 50)) == [(0, 1), (1, 2)]
-    assert row_blocks((100,)) == [(0, 100)]
-    assert row_blocks(()) == [(0, 1)]
-    assert row_blocks((0, 4)) == [(0, 0)]
-    assert row_blocks((4, 2, 3)) == [(0, 2), (2, 4)]
+def test_blocks_are_whole_rows_and_cover_a_tensor():
+    assert row_blocks((5, 4), 12) == [(0, 3), (3, 5)]
+    assert row_blocks((2, 50), 12) == [(0, 1), (1, 2)]
+    assert row_blocks((100,), 12) == [(0, 100)]
+    assert row_blocks((), 12) == [(0, 1)]
+    assert row_blocks((0, 4), 12) == [(0, 0)]
+    assert row_blocks((4, 2, 3), 12) == [(0, 2), (2, 4)]
 
 
 @pytest.mark.usefixtures("without_postflight")
