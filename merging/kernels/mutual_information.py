@@ -1,4 +1,4 @@
-"""Counting pairs of 16-bit codes for `merging.mutual_information`: a radix sort in two scattered passes, no comparison."""
+"""Counting pairs of 16-bit codes for `merging.mutual_information`: a radix sort, two scattered passes."""
 
 from __future__ import annotations
 
