@@ -5,13 +5,16 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
-from merging.preflight import Plan
-from merging.recipe import Recipe
+from merging.inputs import licence
 
+if TYPE_CHECKING:
+    from merging.jobs import Merge
+
+STATISTICS = "statistics.safetensors"  # what a card calls the statistics where the recipe names no file
 CARD = """\
 ---
 {front}---
@@ -25,7 +28,7 @@ CARD = """\
 ```yaml
 {recipe}```
 
-To make it again, save the recipe as `recipe.yaml` and run:
+To make it again, save the recipe as `recipe.yaml`{files}, put the models where it names them, and run:
 
 ```sh
 {command}
@@ -44,39 +47,54 @@ L2 norm of the difference to the base.
 
 
 def write_card(
-    folder: Path,
-    recipe: Recipe,
-    plan: Plan,
-    identities: Mapping[str, str],
-    digest: str,
-    norms: Mapping[str, float],
-    metadata: Mapping,
+    merge: Merge, identities: Mapping[str, str], digest: str, norms: Mapping[str, float], metadata: Mapping
 ) -> None:
-    """Write README.md into a model folder. `identities` are the inputs' digests, `digest` is the output's."""
+    """Write README.md into the folder of a merge. `identities` are the inputs' digests, `digest` is the output's."""
+    recipe = merge.recipe
+    if recipe.aim and not recipe.aim.statistics:
+        recipe = recipe.model_copy(update={"aim": recipe.aim.model_copy(update={"statistics": STATISTICS})})
     method = recipe.method
-    front = {"library_name": "transformers", "tags": ["merge", "mergeflow"], "base_model": recipe.inputs}
-    rows = [("Output digest", f"`{digest}`")]
-    rows += [(f"Input `{name}`", f"`{identities[name]}`") for name in recipe.inputs]
-    rows += [("Seed", recipe.random_seed)]
-    if recipe.aim:
-        rows.append(("AIM", f"omega {recipe.aim.omega:g} (arXiv 2502.02421)"))
-    rows += [(str(key), value) for key, value in metadata.items()]
-    rows += [(name, found) for name, found in versions().items()]
-    rows += [("Note", note) for note in plan.notes]
+    options = f" --shard-size {merge.shard_size}" if merge.shard_size else ""
+    options += f" --device {merge.device}" if merge.device != "cpu" else ""
     text = CARD.format(
-        front=yaml.safe_dump(front, sort_keys=False),
+        front=front_matter(merge),
         title=f"A {recipe.merge_method} merge",
         summary=method.summary[0].upper() + method.summary[1:],
         paper=method.paper,
         aim=f", relaxed with AIM at omega {recipe.aim.omega:g}" if recipe.aim else "",
         recipe=recipe.to_yaml(),
-        command="mergeflow merge recipe.yaml OUT",
-        provenance=table("What", "Value", rows),
+        files=f" and the activation statistics as `{recipe.aim.statistics}`" if recipe.aim else "",
+        command=f"mergeflow merge recipe.yaml OUT{options}",
+        provenance=table("What", "Value", provenance(merge, identities, digest, metadata)),
         norms=table("Block", "Norm", [(block, f"{norm:.6g}") for block, norm in norms.items()])
         if norms
         else "No base.",
     )
-    (folder / "README.md").write_text(text)
+    (merge.folder.partial / "README.md").write_text(text)
+
+
+def front_matter(merge: Merge) -> str:
+    """The YAML that opens a card on the hub; the licence is named where all inputs have the same."""
+    front = {"library_name": "transformers", "tags": ["merge", "mergeflow"], "base_model": merge.recipe.inputs}
+    licences = {licence(model.checkpoint.folder) for model in merge.plan.models.values()}
+    if len(licences) == 1 and None not in licences:
+        front["license"] = licences.pop()
+    return yaml.safe_dump(front, sort_keys=False)
+
+
+def provenance(merge: Merge, identities: Mapping[str, str], digest: str, metadata: Mapping) -> list[tuple[str, object]]:
+    """What the merge was made of and with."""
+    recipe = merge.recipe
+    rows: list[tuple[str, object]] = [("Output digest", f"`{digest}`")]
+    for name in recipe.inputs:
+        named = licence(merge.plan.models[name].checkpoint.folder)
+        rows.append((f"Input `{name}`", f"`{identities[name]}`" + (f", licence {named}" if named else "")))
+    rows += [("Seed", recipe.random_seed)]
+    if recipe.aim:
+        rows.append(("AIM", f"omega {recipe.aim.omega:g} (arXiv 2502.02421), statistics `{merge.calibration}`"))
+    rows += [(str(key), value) for key, value in metadata.items()]
+    rows += versions().items()
+    return rows + [("Note", note) for note in merge.plan.notes]
 
 
 def versions() -> dict[str, str]:
@@ -95,3 +113,19 @@ def table(left: str, right: str, rows) -> str:
     lines = [f"| {left} | {right} |", "|---|---|"]
     lines += [f"| {str(key).replace('|', '/')} | {str(value).replace('|', '/')} |" for key, value in rows]
     return "\n".join(lines)
+
+
+def norms_by_block(squares: Mapping[str, float]) -> dict[str, float]:
+    """L2 norms by block of the model, from sums of squares by tensor."""
+    sums: dict[str, float] = {}
+    for name in sorted(squares):
+        block = block_of(name)
+        sums[block] = sums.get(block, 0.0) + squares[name]
+    return {block: value**0.5 for block, value in sums.items()}
+
+
+def block_of(name: str) -> str:
+    """The block of the model a tensor is part of: its decoder layer, or its module."""
+    parts = name.split(".")
+    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbers[0] + 1]) if numbers else name.removesuffix(".weight")

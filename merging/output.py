@@ -9,12 +9,13 @@ import os
 import shutil
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from merging.checkpoint import INDEX, SINGLE
-from merging.errors import InputError
+from merging.errors import InputError, TransientError
 from merging.preflight import Output
 from merging.tensor_file import Writer
 
@@ -27,21 +28,25 @@ class OutputFolder:
     """
 
     def __init__(self, out: Path, key: str, outputs: Mapping[str, Output], shard_size: int | None):
-        """Raises InputError if `out` holds something, or another merge is writing it."""
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise InputError(f"{out}: holds something already; name a new folder or empty this one")
+        """Raises InputError if `out` holds something, TransientError if another merge is writing it."""
+        refuse_used(out)
         self.out, self.outputs = out, outputs
-        self.partial = out.with_name(out.name + ".partial")
+        self.partial = partial_of(out)
         self._note = out.with_name(out.name + ".partial.json")
-        self.partial.mkdir(parents=True, exist_ok=True)
-        self._lock = lock(self.partial)
+        self._lock: int | None = lock(self.partial)
         self._key = key
-        self.sums: dict[str, dict[str, float]] = self._resume()
+        self._writers: dict[str, Writer] = {}
+        self.sums: dict[str, dict[str, float]] = {}
+        try:
+            refuse_used(out)  # another merge may have published it until the lock was ours
+            self.sums = self._resume()
+        except InputError:
+            self._leave()
+            raise
         self._write_note()
         self.shards = shard_names(outputs, shard_size)
         self._file_of = {name: file for file, names in self.shards.items() for name in names}
         self._left = {file: len(names) for file, names in self.shards.items() if not (self.partial / file).exists()}
-        self._writers: dict[str, Writer] = {}
         self._opening = threading.Lock()
         self._squares: dict[str, dict[str, float]] = {}
 
@@ -113,15 +118,29 @@ class OutputFolder:
 
     def discard(self) -> None:
         """Leave nothing behind."""
-        self.release()
+        if self._lock is None:
+            return
+        self._abandon()
         shutil.rmtree(self.partial, ignore_errors=True)
         self._note.unlink(missing_ok=True)
+        self._unlock()
 
     def release(self) -> None:
         """Close what is open; finished shards stay for a rerun."""
+        if not self.sums:
+            self.discard()
+        self._abandon()
+        self._unlock()
+
+    def _abandon(self) -> None:
         for writer in self._writers.values():
             writer.abandon()
         self._writers = {}
+
+    def _leave(self) -> None:
+        """Go without having touched anything but a folder that was made for the lock."""
+        with suppress(OSError):
+            self.partial.rmdir()
         self._unlock()
 
     def _unlock(self) -> None:
@@ -130,15 +149,51 @@ class OutputFolder:
             self._lock = None
 
 
-def lock(folder: Path) -> int:
-    """A folder, held for this process. The kernel lets go of it when the process ends, however it ends."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def partial_of(out: Path) -> Path:
+    """Where `out` is built."""
+    return out.with_name(out.name + ".partial")
+
+
+def refuse_used(out: Path) -> None:
+    """Raises InputError if `out` holds something."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: holds something already; name a new folder or empty this one")
+
+
+def lock(folder: Path, *, wait: bool = False) -> int:
+    """A folder, made if it is not there and held for this process until the descriptor is closed.
+
+    The kernel lets go of it when the process ends, however it ends. With `wait` the holder is waited for; otherwise
+    TransientError. InputError where the folder cannot be made.
+    """
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder}: this folder cannot be made: {error.strerror}") from None
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if is_at(descriptor, folder):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise TransientError(f"{folder}: another merge is writing this folder; wait for it") from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # the holder renamed or removed what we waited for
+
+
+def is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one that has this path now."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise InputError(f"{folder}: another merge is writing this folder; wait for it or name another") from None
-    return descriptor
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def shard_names(outputs: Mapping[str, Output], shard_size: int | None) -> dict[str, list[str]]:

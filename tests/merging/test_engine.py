@@ -1,12 +1,14 @@
 """The promises of a merge: the same bytes, nothing half-written, nothing damaged passed on."""
 
 import json
+import shutil
 
 import pytest
 import torch
+import yaml
 
-from merging.digest import model_files
-from merging.engine import merge
+from merging.digest import model_digest, model_files
+from merging.engine import merge, merge_many
 from merging.errors import InputError
 from merging.methods import METHODS
 from merging.recipe import Recipe
@@ -184,8 +186,75 @@ def test_a_chat_template_replaces_the_bases(family, tmp_path):
 
 
 def test_a_full_disk_is_told_before_a_byte_is_written(family, tmp_path, monkeypatch):
-    usage = type("Usage", (), {"free": 10})
-    monkeypatch.setattr("merging.engine.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(InputError, match="10 bytes are free, the merge writes"):
+    usage = type("Usage", (), {"free": 1500})
+    monkeypatch.setattr("merging.disk.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(InputError, match=r"1\.5 kB are free, the merge takes 1\.1 MB"):
         merge(recipe(), tmp_path / "out", models=family)
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_device_that_is_not_there_is_refused(family, tmp_path):
+    with pytest.raises(InputError, match="device cuda:99: torch cannot use it here"):
+        merge(recipe(), tmp_path / "out", models=family, device="cuda:99")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_candidate_that_overflows_spares_the_others(oracle, tmp_path):
+    case = oracle("llama_f32")
+    recipes = [
+        case.recipe("linear"),
+        case.recipe("task_arithmetic", parameters={"lambda": 1e39}),
+        case.recipe("linear", dtype="bfloat16"),  # a reading of its own
+    ]
+    models = {name: case.model(name) for recipe in recipes for name in recipe.inputs}
+    told = []
+
+    def done(index, result):
+        told.append((index, sorted(path.name for path in tmp_path.iterdir())))
+        (tmp_path / str(index)).exists() and shutil.rmtree(tmp_path / str(index))
+
+    good, bad, half = merge_many(recipes, [tmp_path / str(i) for i in range(3)], models=models, done=done)
+    assert set(good["delta_norms"]) == set(half["delta_norms"])
+    assert isinstance(bad, InputError)
+    assert "holds NaN or Inf: the merge overflowed" in bad.problems[0]
+    # each is told when it is whole or gone; those of a later reading are not begun to be finished
+    assert [index for index, _ in told] == [0, 1, 2]
+    assert [[name for name in names if name.isdigit()] for _, names in told] == [["0"], [], ["2"]]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("without_postflight")
+def test_a_damaged_input_fails_all_and_keeps_what_is_published(family, make_model, tmp_path):
+    def damage(tensors):
+        tensors["model.norm.weight"][3] = float("nan")
+
+    family["base"] = make_model("damaged", 9, change=damage)
+    recipes = [recipe("linear", base_model=None), recipe("ties"), recipe("task_arithmetic")]
+    told = []
+    with pytest.raises(InputError, match="damaged: tensor model.norm.weight holds NaN or Inf"):
+        merge_many(
+            recipes,
+            [tmp_path / f"out{i}" for i in range(3)],
+            models=family,
+            done=lambda index, result: told.append(index),
+        )
+    assert told == [0]
+    assert [path.name for path in tmp_path.glob("out*")] == ["out0"]
+
+
+@pytest.mark.usefixtures("without_postflight")
+def test_a_card_tells_how_to_make_the_merge_again(family, tmp_path):
+    for name, text in (("base", "mit"), ("one", "apache-2.0")):
+        (family[name] / "README.md").write_text(f"---\nlicense: {text}\n---\n")
+    merge(recipe(random_seed=7), tmp_path / "out", models=family, shard_size=10_000)
+    card = (tmp_path / "out" / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert "license" not in front
+    assert front["base_model"] == ["base", "one", "two"]
+    assert "mergeflow merge recipe.yaml OUT --shard-size 10000" in card
+    for name, licence in (("base", ", licence mit"), ("one", ", licence apache-2.0"), ("two", "")):
+        assert f"| Input `{name}` | `{model_digest(model_files(family[name]))}`{licence} |" in card
+    assert f"| Output digest | `{model_digest(model_files(tmp_path / 'out'))}` |" in card
+    assert "| Seed | 7 |" in card
+    assert f"| torch | {torch.__version__} |" in card
+    assert Recipe.parse(yaml.safe_load(card.split("```yaml")[1].split("```")[0])) == recipe(random_seed=7)
