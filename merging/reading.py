@@ -9,6 +9,7 @@ import torch
 
 from merging.errors import InputError
 from merging.inputs import Model
+from merging.methods.definition import runs
 
 Tensor = tuple[str, str]  # a model's name, and the name of a tensor in it
 Rows = tuple[int, int]  # the rows [first, end) of an output tensor
@@ -41,10 +42,8 @@ class Reader:
         return found
 
     def sample(self, wanted: Iterable[Tensor], rows: Rows, stride: int) -> dict[Tensor, torch.Tensor]:
-        """Every stride-th element of a block of each input, flattened, in the compute dtype."""
-        return {
-            tensor: self.stored(tensor, rows).reshape(-1)[::stride].to(self.device).to(self.dtype) for tensor in wanted
-        }
+        """`RUN` neighbours out of every `stride` elements of a block of each input, flattened, in the compute dtype."""
+        return {tensor: runs(self.stored(tensor, rows), stride).to(self.device).to(self.dtype) for tensor in wanted}
 
     def arrays(self, wanted: Iterable[Tensor], rows: Rows) -> dict:
         """A block of each input as kernels read it, (rows, columns): uint16 if all are bfloat16, else float32."""

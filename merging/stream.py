@@ -235,7 +235,7 @@ class Passes:
         # a sample is small enough to take from a whole tensor at once
         return self._over(one, stream.block if stride == 1 else None)
 
-    def _stored(self, function: Callable[[Group], Any]) -> list:
+    def _stored(self, function: Callable[[Group], Any], only: int | None = None) -> list:
         stream, job = self.stream, self.job
 
         def one(block: tuple[str, Rows]) -> Any:
@@ -243,16 +243,16 @@ class Passes:
             arrays = stream.reader.arrays(job.parts[name].inputs, rows)
             return stream.compute(function, job, stream.group(job, name, rows, arrays, None))
 
-        return self._over(one, stream.block)
+        return self._over(one, stream.block, only)
 
-    def _over(self, one: Callable, block: int | None) -> list:
+    def _over(self, one: Callable, block: int | None, only: int | None = None) -> list:
         shapes = self.stream.shapes
         blocks = [
             (name, rows)
             for name in self.names
             for rows in (row_blocks(shapes[name], block) if block else whole(shapes[name]))
         ]
-        return list(self.stream.pool.map(one, blocks))
+        return list(self.stream.pool.map(one, blocks if only is None else [blocks[only]]))
 
 
 def workers() -> int:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
+RUN = 16  # neighbours a sample takes at a time
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -89,11 +91,11 @@ class Group:
 class Over(Protocol):
     """A pass over all blocks of a tensor or of a model: the function's results in the blocks' order.
 
-    With a `stride` the blocks hold every stride-th element, flattened, for an estimate. `stored(function)` hands over
-    the blocks as kernels read them; it is None where no kernels run.
+    With a `stride` the blocks hold `runs` of their elements only, for an estimate. `stored(function)` hands over the
+    blocks as kernels read them, `stored(function, only=i)` the i-th of them; it is None where no kernels run.
     """
 
-    stored: Callable[[Callable[[Group], Any]], list] | None
+    stored: Callable[..., list] | None
 
     def __call__(self, function: Callable[[Group], Any], stride: int = 1) -> list: ...
 
@@ -131,12 +133,18 @@ class Method:
     check: Callable[[dict], str | None] = staticmethod(lambda parameters: None)
 
 
+def runs(tensor: Tensor, stride: int) -> Tensor:
+    """`RUN` neighbours out of every `stride` elements, flattened: reading one costs as much as reading its line."""
+    flat = tensor.reshape(-1)
+    return flat.unfold(0, RUN, max(stride, RUN)).reshape(-1) if len(flat) >= RUN else flat
+
+
 def merge_whole(method: Method, group: Group) -> Tensor:
     """A method on whole tensors in memory, its survey included."""
 
     def over(function, stride=1):
         def sampled(tensor):
-            return None if tensor is None else tensor.flatten()[::stride]
+            return None if tensor is None else runs(tensor, stride)
 
         if stride == 1:
             return [function(group)]

@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
-from merging.methods.definition import Group, Over
+from merging.methods.definition import RUN, Group, Over, runs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SMALLEST = 2.0**-149  # above 0 in float32; zeros never count
 SAMPLE = 1 << 18  # elements looked at to guess where the cut lies
 
 
@@ -67,20 +65,23 @@ def largest(
     """For each of several series of `total` magnitudes, the cut that keeps its `counts[i]` largest.
 
     `magnitudes` maps a block to the series' numbers >= 0; `by_row` says that it needs whole rows to do so. `kernel`
-    names what looks at a stored block faster ("module:function", see `merging.kernels.cut.look`).
+    names what counts in stored blocks faster ("module:function", see `merging.kernels.cut`).
 
     Among equal magnitudes at the cut those of the lowest index stay. A sample brackets each cut; one pass then counts
     what lies above the bracket and collects the little within it. A bracket that missed is widened.
     """
     brackets = [Bracket(count, total) for count in counts]
     if any(bracket.open for bracket in brackets) and total > SAMPLE:
-        stride = (total // SAMPLE) | 1  # odd, so that it does not walk down a few columns
+        stride = (total * RUN // SAMPLE) | 1  # odd, so that it does not walk down a few columns
         if by_row:
-            parts = over(lambda group: [to_numpy(m)[::stride].copy() for m in magnitudes(group)])
+            parts = over(lambda group: [to_numpy(runs(m, stride)) for m in magnitudes(group)])
         else:
             parts = over(lambda group: [to_numpy(m) for m in magnitudes(group)], stride)
         for i, bracket in enumerate(brackets):
             bracket.sampled([part[i] for part in parts])
+    stored = getattr(over, "stored", None)
+    if kernel and stored:
+        resolve_name(kernel)(stored, brackets)
     while any(bracket.open for bracket in brackets):
 
         def look(group: Group) -> list:
@@ -89,19 +90,11 @@ def largest(
                 for m, bracket in zip(magnitudes(group), brackets, strict=True)
             ]
 
-        stored = getattr(over, "stored", None) if kernel else None
-        found = stored(partial(look_stored, resolve_name(kernel), brackets)) if stored else over(look)
+        found = over(look)
         for i, bracket in enumerate(brackets):
             if bracket.open:
                 bracket.close([part[i] for part in found])
     return [bracket.cut for bracket in brackets]
-
-
-def look_stored(kernel: Callable, brackets: list[Bracket], group: Group) -> list:
-    """A kernel's look at a block for all brackets; those that are closed see nothing."""
-    lows = [max(bracket.low, SMALLEST) if bracket.open else math.inf for bracket in brackets]
-    highs = [bracket.high if bracket.open else math.inf for bracket in brackets]
-    return kernel(group, lows, highs)
 
 
 def to_numpy(tensor: Tensor):
@@ -123,8 +116,10 @@ class Bracket:
         return self.cut is None
 
     def sampled(self, parts: list) -> None:
+        """Take a sample, each part a series of runs of neighbours."""
         import numpy
 
+        self._runs = [part[: len(part) // RUN * RUN].reshape(-1, RUN) for part in parts]
         self.sample = numpy.sort(numpy.concatenate(parts))
         self._bracket()
 
@@ -132,10 +127,28 @@ class Bracket:
         """Order statistics of the sample `margin` standard deviations to either side of the wanted one."""
         size, share = len(self.sample), self.count / self.total
         middle = size * (1 - share)
-        spread = self.margin * math.sqrt(size * share * (1 - share)) + 2
+        spread = self.margin * size * self._deviation(self.sample[min(int(middle), size - 1)], share) + 2
         low, high = math.floor(middle - spread), math.ceil(middle + spread)
         self.low = float(self.sample[low]) if low >= 0 else 0.0
         self.high = float(self.sample[high]) if high < size else math.inf
+
+    def _deviation(self, value: float, share: float) -> float:
+        """The standard deviation of the share of the sample above a value. Neighbours are alike, so runs are what
+        varies; never less than that of independent elements."""
+        import numpy
+
+        independent = math.sqrt(share * (1 - share) / len(self.sample))
+        shares = numpy.concatenate([(runs > value).mean(axis=1) for runs in self._runs])
+        return max(independent, float(shares.std()) / math.sqrt(len(shares))) if len(shares) > 1 else independent
+
+    def values(self, most: int):
+        """The distinct values of the sample within the bracket, ascending, where they are at most `most`; else None."""
+        import numpy
+
+        if self.sample is None or not self.low or self.high == math.inf:
+            return None
+        found = numpy.unique(self.sample[(self.sample >= self.low) & (self.sample <= self.high)])
+        return found if len(found) <= most else None
 
     def look(self, magnitude, start: int):
         """How many lie above the bracket, and the values and indices of those within. Zeros never count."""
@@ -151,14 +164,18 @@ class Bracket:
 
         above = sum(part[0] for part in parts)
         values = numpy.concatenate([part[1] for part in parts])
-        indices = numpy.concatenate([part[2] for part in parts])
         wanted = self.count - above
         if 1 <= wanted <= len(values):
             value = numpy.partition(values, len(values) - wanted)[len(values) - wanted]
             room = wanted - int(numpy.count_nonzero(values > value))
-            at_cut = numpy.sort(indices[values == value])
-            self.cut = Cut(float(value), math.inf if room == len(at_cut) else int(at_cut[room - 1]))
-        elif wanted > len(values) and not self.low:
+            indices = numpy.concatenate([part[2][part[1] == value] for part in parts])
+            self.cut = Cut(float(value), math.inf if room == len(indices) else int(numpy.sort(indices)[room - 1]))
+        else:
+            self.missed(wanted > len(values))
+
+    def missed(self, below: bool) -> None:
+        """The cut lies outside the bracket, below it or above."""
+        if below and not self.low:
             self.cut = EVERYTHING  # fewer entries than wanted are not zero
         else:
             self.margin *= 4

@@ -14,7 +14,7 @@ from merging.methods.task_arithmetic import INT8_MASK, LAMBDA, normalize
 if TYPE_CHECKING:
     from torch import Tensor
 
-KERNEL = "merging.kernels.cut:look"
+KERNEL = "merging.kernels.cut:close"
 DENSITY = Parameter(
     "density", "float", 1.0, "share of a delta's entries that is kept", low=0, high=1, symbol="d", per_model=True
 )

@@ -1,7 +1,8 @@
 """How long a merge takes beside the raw floor: one thread reading all the inputs and writing one output.
 
 Makes synthetic Llama checkpoints (a base and three experts, bf16) once, then merges them with every method asked for,
-each in a process of its own. Times are of the weights, warm cache; hashing, postflight and the card are not counted.
+each in a process of its own. Times are of the weights, warm cache; hashing, postflight, the card and compiling the
+kernels (once on a machine) are not counted.
 
     python tests/benchmarks/merge_speed.py --size 0.5B --folder /var/tmp/mergeflow-benchmark
     python tests/benchmarks/merge_speed.py --mergekit /path/to/venv/bin/mergekit-yaml     # beside mergekit
@@ -127,8 +128,11 @@ def peak_anonymous(stop: threading.Event, found: list[int]) -> None:
         found[0] = max(found[0], int(text.split("RssAnon:")[1].split()[0]) * 1024)
 
 
-def child(folder: Path, label: str) -> None:
-    """Make one merge's weights and print its figures as JSON."""
+def child(folder: Path, label: str, rounds: int) -> None:
+    """Measure the floor and a merge's weights in turn; print the best of each as JSON.
+
+    In turn and in one process, since the time that fresh pages take varies with what the machine did before.
+    """
     from merging import engine
     from merging.recipe import Recipe
 
@@ -150,21 +154,27 @@ def child(folder: Path, label: str) -> None:
     stop, peak = threading.Event(), [0]
     watcher = threading.Thread(target=peak_anonymous, args=(stop, peak))
     watcher.start()
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    started = time.perf_counter()
-    engine.merge_many(
-        recipes,
-        [folder / "out" / str(i) for i in range(len(recipes))],
-        models={name: folder / name for name in names},
-        statistics=folder / "statistics.safetensors",
-        digests={name: name for name in names},
-    )
-    seconds = time.perf_counter() - started
-    after = resource.getrusage(resource.RUSAGE_SELF)
+    found = []
+    for _ in range(rounds):
+        floor_seconds = floor(folder, len(omegas))
+        before, started = cpu_seconds(), time.perf_counter()
+        engine.merge_many(
+            recipes,
+            [folder / "out" / str(i) for i in range(len(recipes))],
+            models={name: folder / name for name in names},
+            statistics=folder / "statistics.safetensors",
+            digests={name: name for name in names},
+        )
+        found.append((time.perf_counter() - started, cpu_seconds() - before, floor_seconds))
     stop.set()
     watcher.join()
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(json.dumps({"seconds": seconds, "cpu": cpu, "system": after.ru_stime - before.ru_stime, "memory": peak[0]}))
+    seconds, cpu, floors = (min(column) for column in zip(*found, strict=True))
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "floor": floors, "memory": peak[0]}))
+
+
+def cpu_seconds(who: int = resource.RUSAGE_SELF) -> float:
+    used = resource.getrusage(who)
+    return used.ru_utime + used.ru_stime
 
 
 def mergekit_seconds(folder: Path, program: str) -> float:
@@ -174,41 +184,41 @@ def mergekit_seconds(folder: Path, program: str) -> float:
     config.write_text(
         json.dumps({"merge_method": "ties", "base_model": str(folder / "base"), "dtype": "bfloat16", "models": models})
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = cpu_seconds(resource.RUSAGE_CHILDREN)
     subprocess.run([program, str(config), str(folder / "mergekit-out")], check=True, stdout=subprocess.DEVNULL)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    after = cpu_seconds(resource.RUSAGE_CHILDREN)
     shutil.rmtree(folder / "mergekit-out")
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return after - before
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="0.5B")
     parser.add_argument("--folder", type=Path, default=Path("build/benchmark"))
+    parser.add_argument("--rounds", type=int, default=5, help="merges of a kind, of which the fastest counts")
     parser.add_argument("--only", help="the runs whose name holds this text")
     parser.add_argument("--mergekit", help="a mergekit-yaml program to measure TIES beside")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     folder = options.folder / options.size
     if options.child:
-        child(folder, options.child)
+        child(folder, options.child, options.rounds)
         return
     make_family(folder, options.size)
-    floors = {count: min(floor(folder, count) for _ in range(3)) for count in (1, 5)}
     largest = max(a * b for a, b in (s for s in shapes(options.size).values() if len(s) == 2)) * 4
     cores = len(os.sched_getaffinity(0))
-    print(f"{options.size}, {cores} cores. Floor: {floors[1]:.2f} s; with five outputs {floors[5]:.2f} s.")
+    print(f"{options.size}, {cores} cores, best of {options.rounds}.")
     print(f"Bound on anonymous memory: {((len(EXPERTS) + 3) * largest + 400e6) / 1e6:.0f} MB.\n")
-    print("| merge | seconds | x floor | CPU-seconds | peak anonymous MB |\n|---|---|---|---|---|")
-    for label, (_, _, omegas) in RUNS.items():
-        if options.only and options.only not in label:
-            continue
-        command = [sys.executable, __file__, "--size", options.size, "--folder", str(options.folder), "--child", label]
+    print("| merge | floor, s | seconds | x floor | CPU-seconds | peak anonymous MB |\n|---|---|---|---|---|---|")
+    for label in [label for label in RUNS if not options.only or options.only in label]:
+        arguments = ["--size", options.size, "--folder", str(options.folder), "--rounds", str(options.rounds)]
+        command = [sys.executable, __file__, *arguments, "--child", label]
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
         shown = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
         found = json.loads(shown.splitlines()[-1])
-        ratio = found["seconds"] / floors[len(omegas)]
-        print(f"| {label} | {found['seconds']:.2f} | {ratio:.2f} | {found['cpu']:.2f} | {found['memory'] / 1e6:.0f} |")
+        ratio = found["seconds"] / found["floor"]
+        figures = f"{found['floor']:.2f} | {found['seconds']:.2f} | {ratio:.2f} | {found['cpu']:.2f}"
+        print(f"| {label} | {figures} | {found['memory'] / 1e6:.0f} |", flush=True)
     if options.mergekit:
         print(f"\nmergekit, ties d=0.2: {mergekit_seconds(folder, options.mergekit):.1f} CPU-seconds")
 

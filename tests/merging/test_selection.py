@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merging.methods import Group, selection
+from merging.methods.definition import runs
 from merging.methods.selection import Cut, largest
 
 
@@ -13,7 +14,8 @@ def passes(blocks):
     """A pass over blocks of one series of magnitudes."""
 
     def over(function, stride=1):
-        return [function(Group("w", None, [b[::stride]], {}, [], [], start=start)) for start, b in blocks]
+        parts = blocks if stride == 1 else [(start, runs(block, stride)) for start, block in blocks]
+        return [function(Group("w", None, [block], {}, [], [], start=start)) for start, block in parts]
 
     return over
 

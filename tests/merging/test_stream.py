@@ -83,5 +83,6 @@ def test_many_recipes_in_one_reading_equal_one_by_one(family, tmp_path, statisti
 def test_problems_of_all_recipes_are_told_and_nothing_is_left(family, tmp_path):
     with pytest.raises(InputError) as caught:
         merge_many([recipe(aim={}), recipe(tokenizer_source="union")], [tmp_path / "a", tmp_path / "b"], models=family)
-    assert len(caught.value.problems) == 2
+    assert any("needs activation statistics" in problem for problem in caught.value.problems)
+    assert any("no tokenizer.json" in problem for problem in caught.value.problems)
     assert not (tmp_path / "a").exists()

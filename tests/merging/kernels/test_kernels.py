@@ -10,7 +10,7 @@ from merging import aim
 from merging.engine import merge_many
 from merging.errors import InputError
 from merging.finishing import Target
-from merging.kernels import cut, widen_columns
+from merging.kernels import widen_columns
 from merging.kernels.finish import finish
 from merging.methods import METHODS
 from merging.methods import widen as widen_method
@@ -113,18 +113,6 @@ def test_widen_sums_columns_as_its_definition_does(group, name):
             assert found == expected
     scored = surveyed(METHODS["widen"], wide)
     assert same_bits(METHODS["widen"].merge(scored), widen_columns.weigh(stored(scored)))
-
-
-@pytest.mark.parametrize(("low", "high"), [(0.0, 0.001), (0.015625, 0.015625), (0.01, 0.02), (1.0, 0.5)])
-def test_the_look_counts_and_collects(group, low, high):
-    base, experts = tensors(torch.bfloat16)
-    found = cut.look(replace(stored(group("ties", base, experts)), start=100), [low] * 3, [high] * 3)
-    for expert, (above, values, indices) in zip(experts, found, strict=True):
-        magnitudes = (expert.float() - base.float()).abs().flatten()
-        within = ((magnitudes >= low) & (magnitudes <= high)).nonzero().flatten()
-        assert above == int((magnitudes > high).sum())
-        assert indices.tolist() == (within + 100).tolist()
-        assert values.tolist() == magnitudes[within].tolist()
 
 
 @pytest.mark.parametrize("kind", ["plain", "vector", "number", "no base"])
