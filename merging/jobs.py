@@ -16,6 +16,8 @@ from merging.preflight import Plan
 from merging.recipe import Recipe
 from merging.stream import Job, Part
 
+TOKENIZER_KEYS = ("tokenizer_source", "tokenizer")  # all merges of a reading have the same rows
+
 
 @dataclass(eq=False)
 class Merge:
@@ -31,11 +33,12 @@ class Merge:
 
 
 def readings(merges: Iterable[Merge]) -> list[list[Merge]]:
-    """The merges that one reading of the inputs makes: of one frame, one dtype and as many layers."""
-    found: dict[tuple, list[Merge]] = {}
+    """The merges that one reading of the inputs makes: of one frame, one dtype, as many layers and one vocabulary."""
+    found: dict[str, list[Merge]] = {}
     for one in merges:
-        layers = json_digest([slice.length for slice in one.recipe.slices or []])
-        found.setdefault((one.recipe.frame, one.recipe.dtype, layers), []).append(one)
+        recipe = one.recipe
+        layers = [slice.length for slice in recipe.slices or []]
+        found.setdefault(json_digest([recipe.frame, recipe.dtype, layers, one.plan.matching.key]), []).append(one)
     return list(found.values())
 
 
@@ -44,7 +47,7 @@ def jobs_of(merges: Sequence[Merge], identities: Mapping[str, str]) -> list[Job]
     jobs: dict[str, Job] = {}
     for one in merges:
         recipe = one.recipe
-        said = recipe.model_dump(exclude={"aim", "out_dtype", "chat_template", "random_seed"})
+        said = recipe.model_dump(exclude={"aim", "out_dtype", "chat_template", "random_seed", *TOKENIZER_KEYS})
         key = json_digest([said, recipe.random_seed if recipe.method.random else None])
         if key not in jobs:
             parts = {name: part_of(recipe, name, place, identities) for name, place in one.plan.places.items()}

@@ -33,6 +33,7 @@ def check(file: Annotated[Path, typer.Argument(help="a study or a recipe (YAML)"
 def _check_study(file: Path) -> None:
     from evaluation.candidates import expand
     from evaluation.study import Study
+    from merging.units import shown
     from operators.preflight import resolve_models
 
     study = Study.load(file)
@@ -40,19 +41,20 @@ def _check_study(file: Path) -> None:
     print(f"study {study.name}: no mistakes found")
     for name, model in resolved.items():
         size = sum(one["size"] for one in model["files"].values())
-        print(f"  {name}: {model['reference']} ({size / 1e6:.1f} MB, sha256 {model['digest'][:12]})")
+        print(f"  {name}: {model['reference']} ({shown(size)}, sha256 {model['digest'][:12]})")
     print(f"  {len(expand(study))} candidates, {len(study.benchmarks)} benchmarks")
 
 
 def _check_recipe(file: Path) -> None:
     from merging.preflight import preflight
     from merging.recipe import Recipe
+    from merging.units import shown
 
     recipe = Recipe.load(file)
     plan = preflight(recipe, {name: Path(name) for name in recipe.inputs}, statistics=statistics_of(recipe))
     print(f"recipe {file.name}: no mistakes found")
-    print(f"  {plan.tensors} tensors; reads {plan.bytes_read / 1e6:.1f} MB, writes {plan.bytes_written / 1e6:.1f} MB")
-    print(f"  peak memory about {plan.peak_memory / 1e6:.0f} MB")
+    print(f"  {plan.tensors} tensors; reads {shown(plan.bytes_read)}, writes {shown(plan.bytes_written)}")
+    print(f"  peak memory about {shown(plan.peak_memory)}")
     for note in plan.notes:
         print(f"  note: {note}")
 

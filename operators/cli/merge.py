@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from operators.device import device as best_device
 from operators.progress import bar
 
 if TYPE_CHECKING:
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
 def merge(
     recipe: Annotated[Path, typer.Argument(help="a recipe (mergekit's YAML, with `aim:` beside it)")],
     out: Annotated[Path, typer.Argument(help="the folder to make")],
+    shard_size: Annotated[
+        str | None, typer.Option(help="cut the weights into files of at most this size: bytes, or 5GB, 500MB, 2GiB")
+    ] = None,
+    device: Annotated[
+        Literal["cpu", "cuda", "auto"], typer.Option(help="auto: a GPU where there is one")
+    ] = "cpu",
 ) -> None:
     """Merge local checkpoints by a recipe; model paths count from the current folder.
 
@@ -23,12 +30,22 @@ def merge(
     """
     from merging.engine import merge as run
     from merging.recipe import Recipe
+    from merging.units import read_size, shown
 
+    size = read_size(shard_size, "--shard-size") if shard_size else None
     loaded = Recipe.load(recipe)
     models = {name: Path(name) for name in loaded.inputs}
     with bar() as progress:
-        done = run(loaded, out, models=models, statistics=statistics_of(loaded), progress=progress)
-    print(f"{out}: {done['tensors']} tensors, {done['bytes_written'] / 1e6:.1f} MB in {done['seconds']:.1f} s")
+        done = run(
+            loaded,
+            out,
+            models=models,
+            statistics=statistics_of(loaded),
+            progress=progress,
+            shard_size=size,
+            device=best_device() if device == "auto" else device,
+        )
+    print(f"{out}: {done['tensors']} tensors, {shown(done['bytes_written'])} in {done['seconds']:.1f} s")
 
 
 def statistics_of(recipe: Recipe) -> Path | None:
