@@ -12,10 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from merging.digest import json_digest
 from merging.errors import InputError
 from merging.methods import METHODS, Method, suggest
-from merging.recipe_problems import method_problems
+from merging.recipe_problems import acm_problems, method_problems
 from merging.settings import canonical, resolve
 
 AIM_VERSION = 1  # changes whenever the bytes that AIM gives change
+ACM_VERSION = 1  # likewise for ACM
+MERGED = "merged"  # stands for the plain merge where ACM needs to know what was measured
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
 
 
@@ -59,6 +61,23 @@ class Aim(Data):
     statistics: str | None = None
 
 
+class Acm(Data):
+    """Activation-guided consensus merging: `t`, a control in place of the lambdas it gives, and the statistics' files.
+
+    `statistics` is one file by expert for task arithmetic, for other methods that of the plain merge.
+    """
+
+    t: float = Field(0.7, allow_inf_nan=False)
+    control: Literal["uniform", "shuffled"] | None = None
+    statistics: str | dict[str, str] | None = None
+
+    def files(self, measured: list[str]) -> dict[str, Path]:
+        """The statistics' file of each model that is measured against the base, as far as they are named."""
+        if isinstance(self.statistics, str):
+            return {measured[0]: Path(self.statistics)}
+        return {model: Path(file) for model, file in (self.statistics or {}).items()}
+
+
 class Recipe(Data):
     """One merge. `Recipe.parse` and `Recipe.load` check it whole; see the methods' own parameters in `METHODS`.
 
@@ -79,6 +98,7 @@ class Recipe(Data):
     tokenizer_source: str | None = "base"
     chat_template: str | None = None
     aim: Aim | None = None
+    acm: Acm | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
@@ -104,7 +124,7 @@ class Recipe(Data):
             recipe = cls.model_validate(data)
         except ValidationError as error:
             problems = [describe(cls, entry) for entry in error.errors()]
-        problems += method_problems(data)
+        problems += method_problems(data) + acm_problems(data)
         if problems:
             raise InputError(problems)
         return recipe
@@ -114,6 +134,8 @@ class Recipe(Data):
         data = self.model_dump(exclude_defaults=True)
         if self.aim:
             data["aim"] = self.aim.model_dump(exclude_none=True)
+        if self.acm:
+            data["acm"] = self.acm.model_dump(exclude_none=True)
         return yaml.safe_dump(data, sort_keys=False)
 
     @property
@@ -140,6 +162,18 @@ class Recipe(Data):
     @property
     def works_on_deltas(self) -> bool:
         return self.method.needs_base or (self.method.takes_base and self.base_model is not None)
+
+    @property
+    def acm_by_expert(self) -> bool:
+        """Whether ACM gives each expert's delta a lambda (ACM-TA), rather than the delta of what was merged."""
+        return self.acm is not None and self.merge_method == "task_arithmetic"
+
+    @property
+    def measured(self) -> list[str]:
+        """What ACM needs measured against the base: the experts, or the plain merge."""
+        if self.acm is None:
+            return []
+        return list(dict.fromkeys(entry.model for entry in self.experts)) if self.acm_by_expert else [MERGED]
 
     @property
     def inputs(self) -> list[str]:
@@ -174,11 +208,14 @@ class Recipe(Data):
         own = {p.name: canonical(p, scopes) for p in self.method.parameters.values() if p.per_model}
         return [digest, own, *([list(entry.layer_range)] if slice else [])]
 
-    def digest(self, models: Mapping[str, str], calibration: str | None) -> str:
+    def digest(
+        self, models: Mapping[str, str], calibration: str | None = None, consensus: Mapping[str, str] | None = None
+    ) -> str:
         """The digest of the merge's result: equal digests mean equal bytes.
 
         `models` gives the digest of each of `inputs`. Names and paths do not enter it; the seed does where the method
-        is random, `calibration` (a calibration digest) where AIM is asked for.
+        is random, `calibration` (a calibration digest) where AIM is asked for, `consensus` (the statistics' digest of
+        each of `measured`) where ACM is.
         """
 
         def identities(entries, slice: Slice | None = None) -> list:
@@ -208,11 +245,18 @@ class Recipe(Data):
                 "tokenizer": self.tokenizer_source or "base",
                 "chat_template": self.chat_template,
                 "aim": [AIM_VERSION, self.aim.omega, calibration] if self.aim else None,
+                **({"acm": self.acm_identity(models, consensus)} if self.acm else {}),
             }
         )
 
+    def acm_identity(self, models: Mapping[str, str], consensus: Mapping[str, str]) -> list:
+        """What ACM is in a digest: its settings, and which statistics are of which model."""
+        measured = sorted([models[name] if self.acm_by_expert else name, consensus[name]] for name in self.measured)
+        seed = self.random_seed if self.acm.control == "shuffled" else None
+        return [ACM_VERSION, self.acm.t, self.acm.control, seed, measured]
 
-KEYS_WITHIN = {"models": ModelEntry, "slices": Slice, "sources": Source, "aim": Aim}
+
+KEYS_WITHIN = {"models": ModelEntry, "slices": Slice, "sources": Source, "aim": Aim, "acm": Acm}
 
 
 def describe(model: type[BaseModel], error: Mapping) -> str:

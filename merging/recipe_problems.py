@@ -74,6 +74,8 @@ def input_problems(method: Method, data: Mapping) -> list[str]:
         return [*found, f"base_model: {method.name} works on deltas from a base; name it"]
     if data.get("aim") is not None and not base:
         return [*found, "base_model: AIM relaxes towards a base; name it"]
+    if data.get("acm") is not None and not base:
+        return [*found, "base_model: ACM scales the change from a base; name it"]
     on_deltas = method.needs_base or (method.takes_base and base)
     for where, entries in lists:
         named = [entry.get("model") for entry in entries]
@@ -97,8 +99,9 @@ def count_problems(method: Method, count: int, where: str) -> list[str]:
 def slice_problems(data: Mapping) -> list[str]:
     """Slices whose sources have different numbers of layers, and what does not go with slices."""
     found = []
-    if data.get("slices") and data.get("aim") is not None:
-        found.append("aim: the statistics are of the base's own layers; it cannot be used with slices")
+    for key in ("aim", "acm"):
+        if data.get("slices") and data.get(key) is not None:
+            found.append(f"{key}: the statistics are of the base's own layers; it cannot be used with slices")
     if data.get("slices") and (data.get("parameters") or {}).get("trim") == "model":
         found.append("parameters: trim: model cannot be used with slices, whose merges are their own")
     for where, entries in listed(data) if data.get("slices") else []:
@@ -108,4 +111,28 @@ def slice_problems(data: Mapping) -> list[str]:
             found.append(f"{where}: a layer_range is [first, end] with 0 <= first < end, found {ranges}")
         elif good and len({end - first for first, end in ranges}) > 1:
             found.append(f"{where}: the sources have different numbers of layers: {ranges}")
+    return found
+
+
+def acm_problems(data: Mapping) -> list[str]:
+    """What is wrong with ACM's settings, in a recipe that may be malformed elsewhere."""
+    acm = data.get("acm")
+    if not isinstance(acm, Mapping):
+        return []
+    found, files = [], acm.get("statistics")
+    if acm.get("t") == 0:
+        found.append("acm.t: 0 makes lambda 0.5 everywhere; use 0.7, as published, or another number above 0")
+    models = [entry.get("model") for _, entries in listed(data) for entry in entries]
+    experts = [name for name in models if isinstance(name, str) and name != data.get("base_model")]
+    by_expert = data.get("merge_method") == "task_arithmetic"
+    if by_expert and isinstance(files, str) and len(experts) > 1:
+        found.append(f"acm.statistics: one file for {len(experts)} experts; name one by expert, as EXPERT: FILE")
+    if isinstance(files, Mapping) and by_expert:
+        found += [
+            f"acm.statistics: {name!r} is no expert of this recipe{suggest(name, experts)}"
+            for name in files
+            if name not in experts
+        ]
+    elif isinstance(files, Mapping):
+        found.append(f"acm.statistics: {data.get('merge_method')} takes one file, of the base and the plain merge")
     return found
