@@ -23,7 +23,7 @@ def theirs(a: torch.Tensor, b: torch.Tensor) -> float:
     return mutual_info_score(a.float().flatten().numpy(), b.float().flatten().numpy())
 
 
-@pytest.mark.filterwarnings("ignore:Clustering metrics expects", "ignore:The number of unique classes")
+@pytest.mark.filterwarnings("ignore:Clustering metrics expects", "ignore:The number of unique classes", "ignore:invalid value")
 @pytest.mark.parametrize("noise", [0.0, 0.01, 1.0, 100.0])
 @pytest.mark.parametrize("n", [1, 2, 1000, 300_000])
 def test_equals_scikit_learn(n, noise):
@@ -31,7 +31,7 @@ def test_equals_scikit_learn(n, noise):
     assert abs(mutual_information(a, b) - theirs(a, b)) <= 1e-9
 
 
-@pytest.mark.filterwarnings("ignore:Clustering metrics expects", "ignore:The number of unique classes")
+@pytest.mark.filterwarnings("ignore:Clustering metrics expects", "ignore:The number of unique classes", "ignore:invalid value")
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(*[st.sampled_from([-1e38, -3.0, -1e-40, -0.0, 0.0, 1e-40, 0.5, 2.0, 3e38])] * 2), min_size=1))
 def test_equals_scikit_learn_on_zeros_and_extremes(values):
