@@ -89,7 +89,7 @@ def provenance(merge: Merge, identities: Mapping[str, str], digest: str, metadat
     for name in recipe.inputs:
         named = licence(merge.plan.models[name].checkpoint.folder)
         rows.append((f"Input `{name}`", f"`{identities[name]}`" + (f", licence {named}" if named else "")))
-    rows += [("Seed", recipe.random_seed)]
+    rows += [("Tokenizer", merge.plan.matching.tokenizer), ("Seed", recipe.random_seed)]
     if recipe.aim:
         rows.append(("AIM", f"omega {recipe.aim.omega:g} (arXiv 2502.02421), statistics `{merge.calibration}`"))
     rows += [(str(key), value) for key, value in metadata.items()]

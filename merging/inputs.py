@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,8 @@ from merging.checkpoint import Checkpoint
 from merging.errors import InputError
 from merging.layers import at_layer
 from merging.placement import Place
+from merging.token_rows import TokenRows
+from merging.tokenizer import read_tokenizer
 from merging.vocabulary import HEAD, embedding_of, has_token_rows, is_tied
 
 SHOWN = 5  # lines about tensors per model; hundreds would say no more
@@ -23,13 +25,29 @@ IGNORED = ("rotary_emb.inv_freq", ".masked_bias")  # buffers old checkpoints car
 
 @dataclass(frozen=True)
 class Model:
-    """An input, opened: its checkpoint, config, and the tensors that count (a tied head is its embedding)."""
+    """An input, opened: its checkpoint, config, and the tensors that count (a tied head is its embedding).
+
+    With `token_rows`, its rows of tokens are matched with the output's: `tensors` has the shapes they have then.
+    """
 
     name: str
     checkpoint: Checkpoint
     config: dict
     tied: bool
     tensors: dict[str, tuple[int, ...]]
+    token_rows: TokenRows | None = None
+
+    @property
+    def table(self) -> int:
+        """How many rows its embedding and head have, as they are stored; 0 where there is neither."""
+        shapes = [entry.shape for name, entry in self.checkpoint.entries.items() if has_token_rows(name)]
+        return max((shape[0] for shape in shapes if shape), default=0)
+
+    def matched(self, token_rows: TokenRows) -> Model:
+        """This model with its rows of tokens as the output has them."""
+        rows = len(token_rows.index)
+        tensors = {n: (rows, *shape[1:]) if has_token_rows(n) and shape else shape for n, shape in self.tensors.items()}
+        return replace(self, tensors=tensors, token_rows=token_rows)
 
     def stored(self, tensor: str) -> str:
         """The name a tensor is stored under: a tied model keeps its head as the embedding."""
@@ -38,10 +56,15 @@ class Model:
     def rows(self, tensor: str, first: int, end: int) -> torch.Tensor:
         """The rows [first, end) of a tensor of the output, in the dtype it is stored in; a scalar as it is.
 
-        Backed by the file's pages: do not write to it.
+        Backed by the file's pages, where it needs no gathering: do not write to it.
         """
-        found = self.checkpoint.read(self.stored(tensor))
-        return found[first:end] if found.dim() else found
+        stored = self.stored(tensor)
+        found = self.checkpoint.read(stored)
+        if not found.dim():
+            return found
+        if self.token_rows and has_token_rows(stored):
+            return self.token_rows.take(stored, found, first, end)
+        return found[first:end]
 
 
 def open_model(name: str, folder: Path) -> Model:
@@ -163,28 +186,24 @@ def shape_problem(frame: Model, model: Model, ours: str, tensor: str) -> list[st
 
 
 def token_notes(frame: Model, model: Model) -> list[str]:
-    """A note where two tokenizers give a row of the embedding different tokens: rows are merged by position."""
-    mine, theirs = vocabulary(frame.checkpoint.folder), vocabulary(model.checkpoint.folder)
+    """A note where two tokenizers give a row of the embedding different tokens, and rows are merged by position."""
+    mine, theirs = token_by_id(frame.checkpoint.folder), token_by_id(model.checkpoint.folder)
     different = [(index, token) for index, token in mine.items() if theirs.get(index, token) != token]
     if not different:
         return []
     index, token = min(different)
     return [
         f"{model.name}: {len(different)} token ids stand for other tokens than in {frame.name} "
-        f"(id {index}: {theirs[index]!r}, not {token!r}); rows are merged by position"
+        f"(id {index}: {theirs[index]!r}, not {token!r}); rows are merged by position: with tokenizer_source: union, "
+        "they are by token"
     ]
 
 
-def vocabulary(folder: Path) -> dict[int, str]:
-    """Token by id, from tokenizer.json; empty where there is none or it is not understood (postflight loads it)."""
+def token_by_id(folder: Path) -> dict[int, str]:
+    """Token by id; empty where there is no tokenizer.json or it is not understood (postflight loads it)."""
     try:
-        data = json.loads((folder / "tokenizer.json").read_text())
-        vocab = data["model"]["vocab"]
-        pairs = vocab.items() if isinstance(vocab, dict) else ((entry[0], i) for i, entry in enumerate(vocab))
-        found = {index: token for token, index in pairs}
-        found.update((entry["id"], entry["content"]) for entry in data.get("added_tokens") or [])
-        return found
-    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return {index: token for token, index in read_tokenizer(folder).ids.items()}
+    except InputError:
         return {}
 
 

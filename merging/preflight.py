@@ -23,6 +23,7 @@ from merging.inputs import (
     stack_problems,
     token_notes,
 )
+from merging.matching import Matching, match, unmatched
 from merging.placement import Place, places
 from merging.recipe import Recipe
 
@@ -41,12 +42,16 @@ class Output:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a merge will do: tensors, bytes read and written, peak anonymous memory (an estimate, bytes), and notes."""
+    """What a merge will do: tensors, bytes read and written, peak anonymous memory (an estimate, bytes), and notes.
+
+    Two recipes with the same frame give their tensors the same shapes if they have the same `matching.key`.
+    """
 
     tensors: int
     bytes_read: int
     bytes_written: int
     peak_memory: int
+    matching: Matching
     notes: list[str] = field(default_factory=list)
     outputs: dict[str, Output] = field(default_factory=dict)
     models: dict[str, Model] = field(default_factory=dict)
@@ -70,20 +75,21 @@ def preflight(recipe: Recipe, models: Mapping[str, Path], *, statistics: Path | 
             opened[name] = open_model(name, Path(models[name]))
         except InputError as error:
             problems += error.problems
+    try:
+        matching = match(recipe, opened)
+    except InputError as error:
+        problems += error.problems
+        matching = unmatched(recipe, opened)
+    opened, notes = matching.models, list(matching.notes)
     frame = opened.get(recipe.frame)
-    notes = []
     placed = places(recipe, frame.tensors) if frame else {}
     if frame:
         for model in opened.values():
             if model is not frame:
                 problems += differences(frame, model) if not recipe.slices else config_problems(frame, model)
-                notes += token_notes(frame, model)
+                notes += token_notes(frame, model) if matching.key is None else []
         problems += stack_problems(frame, opened, placed) if recipe.slices else []
         notes += licence_notes(opened)
-    if recipe.tokenizer_source not in (None, "base"):
-        problems.append(
-            f"tokenizer_source: {recipe.tokenizer_source!r} is not supported; use base, which keeps the base's tokens"
-        )
     outputs = {name: output(recipe, frame, name) for name in placed} if not problems else {}
     vectors = None
     if recipe.aim and not problems:
@@ -93,7 +99,7 @@ def preflight(recipe: Recipe, models: Mapping[str, Path], *, statistics: Path | 
             problems += error.problems
     if problems:
         raise InputError(problems)
-    return plan(recipe, opened, placed, outputs, notes, vectors)
+    return plan(recipe, matching, placed, outputs, notes, vectors)
 
 
 def output(recipe: Recipe, frame: Model, name: str) -> Output:
@@ -128,7 +134,7 @@ def read_statistics(recipe: Recipe, path: Path | None, outputs: Mapping[str, Out
     return vectors
 
 
-def plan(recipe: Recipe, opened: dict[str, Model], placed, outputs: dict[str, Output], notes, statistics) -> Plan:
+def plan(recipe: Recipe, matching: Matching, placed, outputs: dict[str, Output], notes, statistics) -> Plan:
     """Sums over the outputs: bytes of every input once and of the output; memory for the blocks under way."""
     width = getattr(torch, recipe.compute_dtype).itemsize
     rows = [output.shape for output in outputs.values()] or [()]
@@ -136,12 +142,13 @@ def plan(recipe: Recipe, opened: dict[str, Model], placed, outputs: dict[str, Ou
     inputs = max((len(place.entries) for place in placed.values()), default=0) + 1
     return Plan(
         tensors=len(outputs),
-        bytes_read=sum(model.checkpoint.bytes for model in opened.values()),
+        bytes_read=sum(model.checkpoint.bytes for model in matching.models.values()),
         bytes_written=sum(math.prod(o.shape) * o.dtype.itemsize for o in outputs.values()),
         peak_memory=IMPORTS + os.cpu_count() * (2 * inputs + 4) * block * width,
         notes=notes,
         outputs=outputs,
-        models=opened,
+        models=matching.models,
+        matching=matching,
         places=placed,
         statistics=statistics,
     )

@@ -12,12 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from merging.digest import json_digest
 from merging.errors import InputError
 from merging.methods import METHODS, Method, suggest
-from merging.recipe_problems import acm_problems, method_problems
+from merging.recipe_problems import TOKENIZER_WORDS, acm_problems, method_problems, tokenizer_problems
 from merging.settings import canonical, resolve
 
 AIM_VERSION = 1  # changes whenever the bytes that AIM gives change
 ACM_VERSION = 1  # likewise for ACM
 MERGED = "merged"  # stands for the plain merge where ACM needs to know what was measured
+VOCABULARY_VERSION = 1  # changes whenever rows are matched with tokens in another way
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
 
 
@@ -61,6 +62,14 @@ class Aim(Data):
     statistics: str | None = None
 
 
+class TokenizerChoice(Data):
+    """mergekit's longer form of `tokenizer_source`: the tables' rows are filled up to a multiple, if one is given."""
+
+    source: str = "union"
+    pad_to_multiple_of: int | None = Field(None, ge=1)
+    tokens: dict[str, Any] | None = None
+
+
 class Acm(Data):
     """Activation-guided consensus merging: `t`, a control in place of the lambdas it gives, and the statistics' files.
 
@@ -95,7 +104,8 @@ class Recipe(Data):
     dtype: Dtype | None = None
     out_dtype: Dtype | None = None
     random_seed: int = Field(0, ge=0)
-    tokenizer_source: str | None = "base"
+    tokenizer_source: str | None = None
+    tokenizer: TokenizerChoice | None = None
     chat_template: str | None = None
     aim: Aim | None = None
     acm: Acm | None = None
@@ -124,7 +134,7 @@ class Recipe(Data):
             recipe = cls.model_validate(data)
         except ValidationError as error:
             problems = [describe(cls, entry) for entry in error.errors()]
-        problems += method_problems(data) + acm_problems(data)
+        problems += method_problems(data) + acm_problems(data) + tokenizer_problems(data)
         if problems:
             raise InputError(problems)
         return recipe
@@ -188,6 +198,11 @@ class Recipe(Data):
         return self.inputs[0]
 
     @property
+    def vocabulary(self) -> TokenizerChoice:
+        """Whose tokens the output has: `source` is base, union or one of `inputs`."""
+        return self.tokenizer or TokenizerChoice(source=self.tokenizer_source or "base")
+
+    @property
     def compute_dtype(self) -> str:
         return "float64" if self.dtype == "float64" else "float32"
 
@@ -242,12 +257,20 @@ class Recipe(Data):
                 "parameters": shared(self.parameters),
                 "seed": self.random_seed if self.method.random else None,
                 "dtype": [self.dtype or "float32", self.out_dtype or self.dtype],
-                "tokenizer": self.tokenizer_source or "base",
+                "tokenizer": self.tokenizer_identity(models),
                 "chat_template": self.chat_template,
                 "aim": [AIM_VERSION, self.aim.omega, calibration] if self.aim else None,
                 **({"acm": self.acm_identity(models, consensus)} if self.acm else {}),
             }
         )
+
+    def tokenizer_identity(self, models: Mapping[str, str]) -> str | list:
+        """What the choice of tokens is in a digest; `models` are the digests of `inputs`."""
+        source, multiple = self.vocabulary.source, self.vocabulary.pad_to_multiple_of
+        if source == "base" and not multiple:
+            return "base"
+        named = [] if source in TOKENIZER_WORDS else [models[source]]
+        return [VOCABULARY_VERSION, "model" if named else source, *named, multiple]
 
     def acm_identity(self, models: Mapping[str, str], consensus: Mapping[str, str]) -> list:
         """What ACM is in a digest: its settings, and which statistics are of which model."""
@@ -256,7 +279,14 @@ class Recipe(Data):
         return [ACM_VERSION, self.acm.t, self.acm.control, seed, measured]
 
 
-KEYS_WITHIN = {"models": ModelEntry, "slices": Slice, "sources": Source, "aim": Aim, "acm": Acm}
+KEYS_WITHIN = {
+    "models": ModelEntry,
+    "slices": Slice,
+    "sources": Source,
+    "aim": Aim,
+    "acm": Acm,
+    "tokenizer": TokenizerChoice,
+}
 
 
 def describe(model: type[BaseModel], error: Mapping) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from merging.methods import METHODS, Method, suggest, validate_parameters
 from merging.settings import is_plain
 
+TOKENIZER_WORDS = ("base", "union")  # what a tokenizer's source can be beside one of the models
+
 
 def listed(data: Mapping) -> list[tuple[str, list]]:
     """The lists of models in a recipe that may be malformed, and where each is: `models`, or each slice's sources."""
@@ -111,6 +113,24 @@ def slice_problems(data: Mapping) -> list[str]:
             found.append(f"{where}: a layer_range is [first, end] with 0 <= first < end, found {ranges}")
         elif good and len({end - first for first, end in ranges}) > 1:
             found.append(f"{where}: the sources have different numbers of layers: {ranges}")
+    return found
+
+
+def tokenizer_problems(data: Mapping) -> list[str]:
+    """What is wrong with the choice of a tokenizer, in a recipe that may be malformed elsewhere."""
+    longer = data.get("tokenizer")
+    if data.get("tokenizer_source") is not None and longer is not None:
+        return ["tokenizer_source, tokenizer: both are there; keep one"]
+    where, source = "tokenizer_source", data.get("tokenizer_source")
+    found = []
+    if isinstance(longer, Mapping):
+        where, source = "tokenizer.source", longer.get("source")
+        if longer.get("tokens"):
+            found.append("tokenizer.tokens: rows cannot be chosen by token; a model without a token has its mean row")
+    models = [data.get("base_model")] + [entry.get("model") for _, entries in listed(data) for entry in entries]
+    valid = [*TOKENIZER_WORDS, *(name for name in models if isinstance(name, str))]
+    if isinstance(source, str) and source not in valid:
+        found.append(f"{where}: {source!r} is no model of this recipe{suggest(source, valid)}")
     return found
 
 

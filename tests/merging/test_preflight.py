@@ -121,10 +121,6 @@ def test_aim_needs_fitting_statistics(family, tmp_path):
     assert "no statistics of module model.layers.0.input_layernorm" in text
 
 
-def test_a_tokenizer_source_that_is_not_supported_is_refused(family):
-    assert "tokenizer_source: 'union'" in problems(family, tokenizer_source="union")[0]
-
-
 def test_tokenizers_that_disagree_give_a_note(family):
     for name, token in (("base", "x"), ("one", "y"), ("two", "x")):
         tokenizer = {"model": {"vocab": {"a": 0, token: 1}}}
