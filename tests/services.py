@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,20 @@ class S3:
     bucket: str
     settings: Settings
     credentials: Credentials
+
+    def client(self, **changes: Any) -> Any:
+        """A boto3 client of the store that hardly retries; `changes` of its settings are for what must fail."""
+        import boto3
+        from botocore.config import Config
+
+        settings = {
+            "endpoint_url": self.endpoint,
+            "aws_access_key_id": self.key,
+            "aws_secret_access_key": self.secret,
+            "region_name": "us-east-1",
+            "config": Config(retries={"max_attempts": 1}, connect_timeout=2, read_timeout=30),
+        }
+        return boto3.client("s3", **{**settings, **changes})
 
 
 def free_ports(count: int) -> int:

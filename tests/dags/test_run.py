@@ -86,16 +86,7 @@ def first(workflow):
 
 @pytest.fixture
 def store(object_store, tmp_path):
-    import boto3
-
-    client = boto3.client(
-        "s3",
-        endpoint_url=object_store.endpoint,
-        aws_access_key_id=object_store.key,
-        aws_secret_access_key=object_store.secret,
-        region_name="us-east-1",
-    )
-    return ObjectStore(client, object_store.bucket, cache=tmp_path / "cache")
+    return ObjectStore(object_store.client(), object_store.bucket, cache=tmp_path / "cache")
 
 
 @pytest.fixture

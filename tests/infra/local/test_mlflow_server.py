@@ -1,6 +1,5 @@
 """The MLflow server keeps runs, and its artifacts are in the object store."""
 
-import boto3
 from mlflow import MlflowClient
 
 
@@ -9,14 +8,7 @@ def test_an_artifact_logged_through_mlflow_is_in_the_bucket(object_store, mlflow
     client = MlflowClient(tracking_uri=mlflow_server)
     run = client.create_run(client.create_experiment("local-artifacts"))
     client.log_artifact(run.info.run_id, str(tmp_path / "note.txt"))
-    s3 = boto3.client(
-        "s3",
-        endpoint_url=object_store.endpoint,
-        aws_access_key_id=object_store.key,
-        aws_secret_access_key=object_store.secret,
-        region_name="us-east-1",
-    )
-    listing = s3.list_objects_v2(Bucket=object_store.bucket, Prefix="mlflow/")
+    listing = object_store.client().list_objects_v2(Bucket=object_store.bucket, Prefix="mlflow/")
     assert [
         item["Key"] for item in listing["Contents"] if item["Key"].endswith(f"{run.info.run_id}/artifacts/note.txt")
     ]

@@ -1,8 +1,6 @@
 """The object store is real: it tells good credentials from bad, writes once if asked to, and keeps its data."""
 
-import boto3
 import pytest
-from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from infra.local.credentials import load_or_create
@@ -10,35 +8,24 @@ from infra.local.object_store import ObjectStore
 from tests.services import free_settings
 
 
-def client(store, key=None, secret=None):
-    return boto3.client(
-        "s3",
-        endpoint_url=store.endpoint,
-        aws_access_key_id=key or store.key,
-        aws_secret_access_key=secret or store.secret,
-        region_name="us-east-1",
-        config=Config(retries={"total_max_attempts": 1}),
-    )
-
-
 def test_good_credentials_write_and_read_back(object_store):
-    s3 = client(object_store)
+    s3 = object_store.client()
     s3.put_object(Bucket=object_store.bucket, Key="local/hello", Body=b"some bytes")
     assert s3.get_object(Bucket=object_store.bucket, Key="local/hello")["Body"].read() == b"some bytes"
 
 
-@pytest.mark.parametrize(("key", "secret"), [("nobody", None), (None, "wrong")])
-def test_wrong_credentials_are_refused(object_store, key, secret):
-    s3 = client(object_store, key, secret)
+@pytest.mark.parametrize("change", [{"aws_access_key_id": "nobody"}, {"aws_secret_access_key": "wrong"}])
+def test_wrong_credentials_are_refused(object_store, change):
+    s3 = object_store.client(**change)
     with pytest.raises(ClientError) as refused:
         s3.put_object(Bucket=object_store.bucket, Key="local/forbidden", Body=b"x")
     assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403
-    listing = client(object_store).list_objects_v2(Bucket=object_store.bucket, Prefix="local/forbidden")
+    listing = object_store.client().list_objects_v2(Bucket=object_store.bucket, Prefix="local/forbidden")
     assert listing["KeyCount"] == 0
 
 
 def test_if_none_match_writes_once(object_store):
-    s3 = client(object_store)
+    s3 = object_store.client()
     s3.put_object(Bucket=object_store.bucket, Key="local/once", Body=b"first", IfNoneMatch="*")
     with pytest.raises(ClientError) as refused:
         s3.put_object(Bucket=object_store.bucket, Key="local/once", Body=b"second", IfNoneMatch="*")

@@ -4,9 +4,7 @@ import hashlib
 import json
 import uuid
 
-import boto3
 import pytest
-from botocore.config import Config
 
 from merging.digest import model_digest, model_files
 from merging.errors import InputError, TransientError
@@ -15,21 +13,10 @@ from operators.hooks.object_store import MANIFEST
 from operators.hooks.sources import Sources
 
 
-def client(s3, **changes):
-    settings = {
-        "endpoint_url": s3.endpoint,
-        "aws_access_key_id": s3.key,
-        "aws_secret_access_key": s3.secret,
-        "region_name": "us-east-1",
-        "config": Config(retries={"max_attempts": 1}, connect_timeout=2, read_timeout=5),
-    }
-    return boto3.client("s3", **{**settings, **changes})
-
-
 @pytest.fixture
 def s3(object_store):
     """The client, recording in `s3.read` every object it gets: (name, Range)."""
-    s3 = client(object_store)
+    s3 = object_store.client()
     s3.read = []
 
     def record(params, **_):
@@ -151,7 +138,7 @@ def test_an_empty_prefix_and_a_missing_bucket_are_named(sources, object_store, t
 
 
 def test_a_wrong_credential_is_one_line_without_the_secret(object_store, tmp_path):
-    wrong = client(object_store, aws_secret_access_key="not-the-secret")
+    wrong = object_store.client(aws_secret_access_key="not-the-secret")
     with pytest.raises(InputError, match="refused the credentials") as error:
         Sources(tmp_path, s3=wrong).resolve(f"s3://{object_store.bucket}/a", tmp_path)
     assert "not-the-secret" not in str(error.value)
@@ -159,7 +146,7 @@ def test_a_wrong_credential_is_one_line_without_the_secret(object_store, tmp_pat
 
 
 def test_a_store_that_does_not_answer_is_transient(object_store, tmp_path):
-    nobody = client(object_store, endpoint_url="http://127.0.0.1:9")
+    nobody = object_store.client(endpoint_url="http://127.0.0.1:9")
     with pytest.raises(TransientError, match="did not answer"):
         Sources(tmp_path, s3=nobody).resolve("s3://bucket/a", tmp_path)
 

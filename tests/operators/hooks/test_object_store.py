@@ -3,28 +3,15 @@
 import json
 import uuid
 
-import boto3
 import pytest
-from botocore.config import Config
 
 from merging.errors import InputError, TransientError
 from operators.hooks.object_store import MANIFEST, ObjectStore
 
 
-def client(s3, **changes):
-    settings = {
-        "endpoint_url": s3.endpoint,
-        "aws_access_key_id": s3.key,
-        "aws_secret_access_key": s3.secret,
-        "region_name": "us-east-1",
-        "config": Config(retries={"max_attempts": 1}, connect_timeout=2, read_timeout=5),
-    }
-    return boto3.client("s3", **{**settings, **changes})
-
-
 @pytest.fixture
 def store(object_store, tmp_path):
-    return ObjectStore(client(object_store), object_store.bucket, cache=tmp_path / "cache")
+    return ObjectStore(object_store.client(), object_store.bucket, cache=tmp_path / "cache")
 
 
 @pytest.fixture
@@ -121,7 +108,7 @@ def test_a_second_call_reads_the_cache(store, digest, tmp_path):
 
 @pytest.mark.parametrize("change", [{"aws_secret_access_key": "wrong-secret"}, {"aws_access_key_id": "NOBODY"}])
 def test_wrong_credentials_are_one_terminal_line_without_the_secret(object_store, tmp_path, digest, change):
-    store = ObjectStore(client(object_store, **change), object_store.bucket, cache=tmp_path)
+    store = ObjectStore(object_store.client(**change), object_store.bucket, cache=tmp_path)
     with pytest.raises(InputError, match="refused the credentials") as caught:
         store.manifest("models", digest)
     assert len(str(caught.value).splitlines()) == 1
@@ -132,15 +119,15 @@ def test_wrong_credentials_are_one_terminal_line_without_the_secret(object_store
 
 def test_a_name_that_can_be_no_bucket_is_terminal(object_store, tmp_path, digest):
     with pytest.raises(InputError, match="My Bucket"):
-        ObjectStore(client(object_store), "My Bucket", cache=tmp_path).manifest("models", digest)
+        ObjectStore(object_store.client(), "My Bucket", cache=tmp_path).manifest("models", digest)
 
 
 def test_a_missing_bucket_is_terminal(object_store, tmp_path, digest):
     with pytest.raises(InputError, match="no such bucket"):
-        ObjectStore(client(object_store), "no-such-bucket", cache=tmp_path).manifest("models", digest)
+        ObjectStore(object_store.client(), "no-such-bucket", cache=tmp_path).manifest("models", digest)
 
 
 def test_a_service_that_does_not_answer_is_transient(object_store, tmp_path, digest):
-    store = ObjectStore(client(object_store, endpoint_url="http://127.0.0.1:9"), object_store.bucket, cache=tmp_path)
+    store = ObjectStore(object_store.client(endpoint_url="http://127.0.0.1:9"), object_store.bucket, cache=tmp_path)
     with pytest.raises(TransientError, match="did not answer"):
         store.manifest("models", digest)
