@@ -13,15 +13,18 @@ from merging.inputs import licence
 
 if TYPE_CHECKING:
     from merging.jobs import Merge
+    from merging.lambdas import Lambdas
+    from merging.recipe import Recipe
 
 STATISTICS = "statistics.safetensors"  # what a card calls the statistics where the recipe names no file
+CONSENSUS = "consensus{}.safetensors"  # likewise for ACM's
 CARD = """\
 ---
 {front}---
 
 # {title}
 
-{summary} ({paper}){aim}, made with mergeflow.
+{summary} ({paper}){aim}{acm}, made with mergeflow.
 
 ## Recipe
 
@@ -43,6 +46,13 @@ To make it again, save the recipe as `recipe.yaml`{files}, put the models where 
 L2 norm of the difference to the base.
 
 {norms}
+{lambdas}"""
+LAMBDAS = """
+## Lambda by module
+
+What ACM (arXiv 2505.14009) scales the change of each layer by. {lengths}
+
+{lambdas}
 """
 
 
@@ -50,9 +60,7 @@ def write_card(
     merge: Merge, identities: Mapping[str, str], digest: str, norms: Mapping[str, float], metadata: Mapping
 ) -> None:
     """Write README.md into the folder of a merge. `identities` are the inputs' digests, `digest` is the output's."""
-    recipe = merge.recipe
-    if recipe.aim and not recipe.aim.statistics:
-        recipe = recipe.model_copy(update={"aim": recipe.aim.model_copy(update={"statistics": STATISTICS})})
+    recipe = naming_files(merge.recipe)
     method = recipe.method
     options = f" --shard-size {merge.shard_size}" if merge.shard_size else ""
     options += f" --device {merge.device}" if merge.device != "cpu" else ""
@@ -63,14 +71,41 @@ def write_card(
         paper=method.paper,
         aim=f", relaxed with AIM at omega {recipe.aim.omega:g}" if recipe.aim else "",
         recipe=recipe.to_yaml(),
-        files=f" and the activation statistics as `{recipe.aim.statistics}`" if recipe.aim else "",
+        acm=f", scaled with ACM at t {recipe.acm.t:g}" if recipe.acm else "",
+        files=" and the activation statistics under the names it gives" if recipe.aim or recipe.acm else "",
         command=f"mergeflow merge recipe.yaml OUT{options}",
         provenance=table("What", "Value", provenance(merge, identities, digest, metadata)),
         norms=table("Block", "Norm", [(block, f"{norm:.6g}") for block, norm in norms.items()])
         if norms
         else "No base.",
+        lambdas=lambda_section(merge.plan.lambdas) if merge.plan.lambdas else "",
     )
     (merge.folder.partial / "README.md").write_text(text)
+
+
+def naming_files(recipe: Recipe) -> Recipe:
+    """The recipe, with a name for each file of statistics that it needs and does not name."""
+    named = {}
+    if recipe.aim and not recipe.aim.statistics:
+        named["aim"] = recipe.aim.model_copy(update={"statistics": STATISTICS})
+    if recipe.acm and not recipe.acm.statistics:
+        files = {model: CONSENSUS.format(f"-{i}") for i, model in enumerate(recipe.measured, start=1)}
+        only = files if recipe.acm_by_expert else CONSENSUS.format("")
+        named["acm"] = recipe.acm.model_copy(update={"statistics": only})
+    return recipe.model_copy(update=named)
+
+
+def lambda_section(lambdas: Lambdas) -> str:
+    """Lambda by module, and what it follows: the lengths of the texts."""
+    lengths = ", ".join(f"{name} {value:.4g}" for name, value in lambdas.lengths.items())
+    models = list(lambdas.by_model)
+    head = " | ".join(["Module", *(f"`{model}`" for model in models)])
+    rows = [
+        " | ".join([module, *(f"{lambdas.by_model[model][module]:.4f}" for model in models)])
+        for module in lambdas.by_model[models[0]]
+    ]
+    lines = [f"| {row} |" for row in [head, "---|" * len(models) + "---", *rows]]
+    return LAMBDAS.format(lengths=f"Tokens of the calibration texts: {lengths}.", lambdas="\n".join(lines))
 
 
 def front_matter(merge: Merge) -> str:
@@ -92,6 +127,10 @@ def provenance(merge: Merge, identities: Mapping[str, str], digest: str, metadat
     rows += [("Tokenizer", merge.plan.matching.tokenizer), ("Seed", recipe.random_seed)]
     if recipe.aim:
         rows.append(("AIM", f"omega {recipe.aim.omega:g} (arXiv 2502.02421), statistics `{merge.calibration}`"))
+    if recipe.acm:
+        control = f", control {recipe.acm.control}" if recipe.acm.control else ""
+        rows.append(("ACM", f"t {recipe.acm.t:g}{control} (arXiv 2505.14009)"))
+        rows += [(f"ACM statistics of `{name}`", f"`{digest}`") for name, digest in merge.consensus.items()]
     rows += [(str(key), value) for key, value in metadata.items()]
     rows += versions().items()
     return rows + [("Note", note) for note in merge.plan.notes]

@@ -14,8 +14,9 @@ from merging.card import norms_by_block, write_card
 from merging.digest import file_sha256, json_digest, model_digest, model_files
 from merging.disk import refuse_full_disk
 from merging.errors import InputError
-from merging.finishing import Target
+from merging.finishing import Factor, Target
 from merging.jobs import Merge, agreed, jobs_of, readings
+from merging.lambdas import digest_problems
 from merging.output import OutputFolder
 from merging.postflight import postflight
 from merging.preflight import Plan, preflight
@@ -32,6 +33,7 @@ def merge(
     *,
     models: Mapping[str, Path],
     statistics: Path | None = None,
+    consensus: Mapping[str, Path] | None = None,
     progress: Progress | None = None,
     metadata: Mapping | None = None,
     digests: Mapping[str, str] | None = None,
@@ -40,13 +42,15 @@ def merge(
 ) -> dict:
     """Merge into the folder `out`, which must not exist or be empty.
 
-    `models` gives the folder of each of `recipe.inputs`; `statistics` the activation statistics AIM needs; `digests`
-    the inputs' model digests where they are known (they are computed otherwise: one reading of the files).
+    `models` gives the folder of each of `recipe.inputs`; `statistics` the activation statistics AIM needs;
+    `consensus` the mutual information ACM needs for each of `recipe.measured`; `digests` the inputs' model digests
+    where they are known (they are computed otherwise: one reading of the files).
     `progress(done, total, tensor)` is called after each tensor; `metadata` is shown on the model card; `shard_size` is
     the most bytes of weights in a file (None: one file); `device` is where torch computes ("cpu", "cuda").
 
     Returns files (as `model_files`), tensors, bytes_read, bytes_written, seconds, notes, and delta_norms: the L2 norm
-    of output - base by block of the model (empty where no base is read). Raises InputError, with nothing left behind:
+    of output - base by block of the model (empty where no base is read); with ACM also lambdas, by
+    model and module, and lengths, the statistics of the samples' tokens. Raises InputError, with nothing left behind:
     see `preflight`; also for a weight that is not finite, naming model and tensor. TransientError where another merge
     is writing `out`. A merge that was interrupted goes on from its finished files when it is called again.
     """
@@ -55,6 +59,7 @@ def merge(
         [out],
         models=models,
         statistics=statistics,
+        consensus=[consensus],
         progress=progress,
         metadata=[metadata or {}],
         digests=digests,
@@ -72,6 +77,7 @@ def merge_many(
     *,
     models: Mapping[str, Path],
     statistics: Path | None = None,
+    consensus: Sequence[Mapping[str, Path] | None] | None = None,
     progress: Progress | None = None,
     metadata: Sequence[Mapping] | None = None,
     digests: Mapping[str, str] | None = None,
@@ -81,25 +87,27 @@ def merge_many(
 ) -> list[dict | InputError]:
     """Merge several recipes, each into its folder, reading shared inputs once.
 
-    As `merge` otherwise, with an entry of `metadata` for each recipe. A result that is refused (its weights overflowed,
-    it does not load) takes its folder with it and spares the others: its place has the InputError. Whatever is wrong
-    with the inputs is raised, and only what had its folder's name by then remains.
+    As `merge` otherwise, with an entry of `consensus` and `metadata` for each recipe. A result that is refused (its
+    weights overflowed, it does not load) takes its folder with it and spares the others: its place has the InputError.
+    Whatever is wrong with the inputs is raised, and only what had its folder's name by then remains.
 
-    Recipes that differ in AIM or output dtype alone share the merge as well. Those with another base, or that read
-    their inputs in another dtype, take a reading of their own. `done(index, result)` is called in this thread when a
-    folder has its name or was refused, while others may still be under way.
+    Recipes that differ in AIM, ACM (unless that is by expert) or output dtype alone share the merge as well. Those with
+    another base, or that read their inputs in another dtype, take a reading of their own. `done(index, result)` is
+    called in this thread when a folder has its name or was refused, while others may still be under way.
     """
     started = time.perf_counter()
     outs = [Path(out) for out in outs]
     refuse_missing_device(device)
-    plans = all_plans(recipes, models, statistics)
+    measured = consensus or [None] * len(recipes)
+    plans = all_plans(recipes, models, statistics, measured)
     refuse_full_disk(outs, recipes, plans)
     identities = all_digests(recipes, models, digests or {})
+    refuse_other_models(recipes, plans, identities)
     merges: list[Merge] = []
     results: dict[int, dict | InputError] = {}
     try:
-        for recipe, plan, out in zip(recipes, plans, outs, strict=True):
-            merges.append(open_merge(recipe, plan, out, identities, statistics, shard_size, device))
+        for recipe, plan, out, files in zip(recipes, plans, outs, measured, strict=True):
+            merges.append(open_merge(recipe, plan, out, identities, statistics, files, shard_size, device))
         count = Count(sum(len(one.target.outputs) for one in merges), progress)
         for together in readings(merges):
             try:
@@ -145,12 +153,17 @@ def refuse_missing_device(device: str) -> None:
         raise InputError(f"device {device}: torch cannot use it here ({reason}); use cpu or auto") from None
 
 
-def all_plans(recipes: Sequence[Recipe], models: Mapping[str, Path], statistics: Path | None) -> list[Plan]:
+def all_plans(
+    recipes: Sequence[Recipe],
+    models: Mapping[str, Path],
+    statistics: Path | None,
+    consensus: Sequence[Mapping[str, Path] | None],
+) -> list[Plan]:
     """The plan of every recipe. Raises InputError with every problem of all of them, each once."""
     plans, problems = [], []
-    for recipe in recipes:
+    for recipe, files in zip(recipes, consensus, strict=True):
         try:
-            plans.append(preflight(recipe, models, statistics=statistics))
+            plans.append(preflight(recipe, models, statistics=statistics, consensus=files))
         except InputError as error:
             problems += error.problems
     if problems:
@@ -168,23 +181,52 @@ def all_digests(recipes: Sequence[Recipe], models: Mapping[str, Path], given: Ma
     return {name: found[name] if name in found else given[name] for name in names}
 
 
+def refuse_other_models(recipes: Sequence[Recipe], plans: Sequence[Plan], identities: Mapping[str, str]) -> None:
+    """Raises InputError where ACM's statistics are of other models than those that are merged."""
+    pairs = zip(recipes, plans, strict=True)
+    problems = [p for recipe, plan in pairs for p in digest_problems(recipe, plan.lambdas, identities)]
+    if problems:
+        raise InputError(list(dict.fromkeys(problems)))
+
+
 def open_merge(
     recipe: Recipe,
     plan: Plan,
     out: Path,
     identities: Mapping[str, str],
     statistics: Path | None,
+    consensus: Mapping[str, Path] | None,
     shard_size: int | None,
     device: str,
 ) -> Merge:
     """A merge with its folder, and what an earlier one of the same has left to do."""
     calibration = file_sha256(statistics or recipe.aim.statistics) if recipe.aim else None
+    measured = None
+    if recipe.acm:
+        files = consensus or recipe.acm.files(recipe.measured)
+        measured = {model: file_sha256(files[model]) for model in recipe.measured}
     # a device enters the key though not the digest: its results differ within rounding, and shards must not mix
-    key = json_digest([recipe.digest(identities, calibration), shard_size, device])
+    key = json_digest([recipe.digest(identities, calibration, measured), shard_size, device])
     folder = OutputFolder(out, key, plan.outputs, shard_size)
     todo = {name: plan.outputs[name] for name in folder.todo()}
-    factor = aim.factors(plan.statistics, recipe.aim.omega, plan.outputs) if recipe.aim else None
-    return Merge(recipe, plan, folder, Target(todo, folder.put, factor), calibration, shard_size, device)
+    target = Target(todo, folder.put, factor_of(recipe, plan))
+    return Merge(recipe, plan, folder, target, calibration, measured, shard_size, device)
+
+
+def factor_of(recipe: Recipe, plan: Plan) -> Callable[[str], Factor] | None:
+    """What AIM and ACM together multiply a tensor's change by, given its name; None where the recipe has neither."""
+    relaxed = aim.factors(plan.statistics, recipe.aim.omega, plan.outputs) if recipe.aim else None
+    if not recipe.acm or recipe.acm_by_expert:
+        return relaxed
+    scaled = plan.lambdas.factor
+    if not relaxed:
+        return scaled
+
+    def both(name: str) -> Factor:
+        found = relaxed(name)
+        return scaled(name) if found is None else found * scaled(name)
+
+    return both
 
 
 def write_weights(merges: Sequence[Merge], identities: Mapping[str, str], count: Count) -> None:
@@ -238,4 +280,5 @@ def finish(one: Merge, identities: Mapping[str, str], metadata: Mapping, started
         "seconds": time.perf_counter() - started,
         "notes": plan.notes,
         "delta_norms": norms,
+        **(plan.lambdas.report() if plan.lambdas else {}),
     }

@@ -34,6 +34,10 @@ class Lambdas:
         """What the change of a merged tensor is multiplied by."""
         return lambda tensor: self.of(MERGED, tensor)
 
+    def report(self) -> dict[str, dict]:
+        """The lambdas and length statistics as they go into a merge's result."""
+        return {"lambdas": {model: dict(found) for model, found in self.by_model.items()}, "lengths": self.lengths}
+
     @property
     def lengths(self) -> dict[str, float]:
         """The length statistics of the calibration texts."""
@@ -100,10 +104,10 @@ def coefficient_notes(recipe: Recipe) -> list[str]:
     return [f"acm: the merged delta already carries {what}, and ACM scales it again"]
 
 
-def digest_problems(recipe: Recipe, found: Lambdas, identities: Mapping[str, str]) -> list[str]:
+def digest_problems(recipe: Recipe, found: Lambdas | None, identities: Mapping[str, str]) -> list[str]:
     """Statistics of other models than those that are merged; `identities` are the inputs' digests."""
     problems = []
-    for model, measured in found.measured.items():
+    for model, measured in found.measured.items() if found else ():
         if measured.base != identities[recipe.base_model]:
             problems.append(f"acm: the statistics for {model} are of another base than {recipe.base_model}")
         if model != MERGED and measured.against != identities[model]:

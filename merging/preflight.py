@@ -23,6 +23,7 @@ from merging.inputs import (
     stack_problems,
     token_notes,
 )
+from merging.lambdas import Lambdas, read_lambdas
 from merging.matching import Matching, match, unmatched
 from merging.placement import Place, places
 from merging.recipe import Recipe
@@ -57,12 +58,20 @@ class Plan:
     models: dict[str, Model] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
     statistics: dict[str, torch.Tensor] | None = None
+    lambdas: Lambdas | None = None
 
 
-def preflight(recipe: Recipe, models: Mapping[str, Path], *, statistics: Path | None = None) -> Plan:
+def preflight(
+    recipe: Recipe,
+    models: Mapping[str, Path],
+    *,
+    statistics: Path | None = None,
+    consensus: Mapping[str, Path] | None = None,
+) -> Plan:
     """The plan of a merge. Reads headers, configs and tokenizers only.
 
-    `models` gives the folder of each of `recipe.inputs`; `statistics` is the file AIM needs (or `aim.statistics`).
+    `models` gives the folder of each of `recipe.inputs`; `statistics` is the file AIM needs (or `aim.statistics`),
+    `consensus` that ACM needs for each of `recipe.measured` (or `acm.statistics`).
     Raises InputError with every problem at once.
     """
     problems: list[str] = []
@@ -97,9 +106,21 @@ def preflight(recipe: Recipe, models: Mapping[str, Path], *, statistics: Path | 
             vectors = read_statistics(recipe, statistics, outputs)
         except InputError as error:
             problems += error.problems
+    lambdas = None
+    if recipe.acm and not problems:
+        try:
+            lambdas, told = read_lambdas(recipe, consensus, floats(outputs))
+            notes += told
+        except InputError as error:
+            problems += error.problems
     if problems:
         raise InputError(problems)
-    return plan(recipe, matching, placed, outputs, notes, vectors)
+    return plan(recipe, matching, placed, outputs, notes, vectors, lambdas)
+
+
+def floats(outputs: Mapping[str, Output]) -> list[str]:
+    """The tensors that are merged; integers are only compared."""
+    return [name for name, output in outputs.items() if output.dtype.is_floating_point]
 
 
 def output(recipe: Recipe, frame: Model, name: str) -> Output:
@@ -134,7 +155,7 @@ def read_statistics(recipe: Recipe, path: Path | None, outputs: Mapping[str, Out
     return vectors
 
 
-def plan(recipe: Recipe, matching: Matching, placed, outputs: dict[str, Output], notes, statistics) -> Plan:
+def plan(recipe: Recipe, matching: Matching, placed, outputs: dict[str, Output], notes, statistics, lambdas) -> Plan:
     """Sums over the outputs: bytes of every input once and of the output; memory for the blocks under way."""
     width = getattr(torch, recipe.compute_dtype).itemsize
     rows = [output.shape for output in outputs.values()] or [()]
@@ -151,4 +172,5 @@ def plan(recipe: Recipe, matching: Matching, placed, outputs: dict[str, Output],
         matching=matching,
         places=placed,
         statistics=statistics,
+        lambdas=lambdas,
     )
