@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from merging.errors import InputError
-from merging.postflight import model_class
+from merging.mapped_model import model_class
 from merging.tensor_file import save_tensors
 
 LONGEST = 512  # tokens; longer documents are left out, as in the published calibration set

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 from pathlib import Path
 
 import torch
 
 from merging.checkpoint import Checkpoint
 from merging.errors import InputError
+from merging.mapped_model import MappedModel, model_class
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+PIECE = 1 << 18  # elements that are looked at together
 
 
 def postflight(folder: str | Path) -> None:
@@ -35,23 +35,28 @@ def postflight(folder: str | Path) -> None:
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether all entries are finite. The sum settles it in one cheap pass, unless it overflows."""
+    """Whether all entries are finite. Their sum settles it in one cheap pass, unless it overflows."""
     if not tensor.is_floating_point():
         return True
-    wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-    return bool(tensor.sum(dtype=wide).isfinite()) or bool(tensor.isfinite().all())
+    widened = torch.empty(PIECE, dtype=torch.float32)  # one, for the allocator does not give back what many leave
+    for piece in tensor.reshape(-1).split(PIECE):
+        wide = widened[: len(piece)].copy_(piece) if piece.itemsize < 4 else piece
+        if not bool(wide.sum().isfinite()) and not bool(piece.isfinite().all()):
+            return False
+    return True
 
 
 def check_generates(folder: Path) -> None:
-    """Load the model and its tokenizer in transformers and generate a few tokens greedily."""
+    """Load the model and its tokenizer in transformers and generate a few tokens greedily.
+
+    The weights stay in the pages of their files, so memory does not follow the model's size.
+    """
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    try:
-        model, info = model_class(folder).from_pretrained(folder, dtype="auto", output_loading_info=True)
-    except Exception as error:
-        raise InputError(f"{folder}: does not load in transformers: {error}") from error
-    wrong = {kind: sorted(info[kind])[:3] for kind in ("missing_keys", "unexpected_keys") if info.get(kind)}
+    model, missing, unexpected = load(folder)
+    found = {"missing_keys": missing, "unexpected_keys": unexpected}
+    wrong = {kind: sorted(names)[:3] for kind, names in found.items() if names}
     if wrong:
         raise InputError(f"{folder}: weights and architecture do not agree: {wrong}")
     try:
@@ -65,17 +70,26 @@ def check_generates(folder: Path) -> None:
         raise InputError(f"{folder}: loads but does not generate: its logits are not finite")
 
 
-def model_class(folder: Path):
-    """The model's own class, for its imports cost less than the auto class's search; else the auto class."""
-    import transformers
-
-    config = json.loads((folder / "config.json").read_text())
-    kind, names = config.get("model_type", ""), config.get("architectures") or [""]
+def load(folder: Path) -> tuple[torch.nn.Module, set[str], set[str]]:
+    """The model, ready to run, and the names of parameters and of tensors that have no counterpart."""
     try:
-        module = importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
-        return getattr(module, names[0])
-    except (ImportError, AttributeError):
-        return transformers.AutoModelForCausalLM
+        mapped = MappedModel(folder)
+        if not mapped.missing:
+            mapped.load_as_used()
+        return mapped.model, mapped.missing, mapped.unexpected
+    except InputError:
+        raise
+    except Exception:  # an architecture that cannot be built so; what is wrong with a folder is told below
+        return load_whole(folder)
+
+
+def load_whole(folder: Path) -> tuple[torch.nn.Module, set[str], set[str]]:
+    """As `load`, with the weights copied into memory."""
+    try:
+        model, info = model_class(folder).from_pretrained(folder, dtype="auto", output_loading_info=True)
+    except Exception as error:
+        raise InputError(f"{folder}: does not load in transformers: {error}") from error
+    return model, info["missing_keys"], info["unexpected_keys"]
 
 
 def prompt(folder: Path, vocab_size: int) -> torch.Tensor:

@@ -1,0 +1,203 @@
+"""A transformers model whose weights are the pages of its checkpoint: nothing of the model's size is allocated.
+
+The model is made without weights. A tensor is then put in place as the checkpoint maps it (`Checkpoint.read`), where
+its dtype and form are what the model wants. Those that must be converted (another dtype, a mixture's experts in one
+tensor) take memory, so they come and go with the decoder layer they belong to.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+from merging.checkpoint import Checkpoint
+from merging.errors import InputError
+from merging.inputs import read_config
+
+
+class MappedModel:
+    """`model`: a causal language model of transformers in evaluation mode, its weights to be put in place by `load`.
+
+    `layers` are the names of its decoder layers' modules, in order; empty where they cannot be told. `sources` gives
+    for each parameter the tensors of the checkpoint it is made of, by the pattern they are named after: one, but for
+    the experts of a mixture. `missing` and `unexpected` are parameters and tensors without a counterpart.
+    """
+
+    def __init__(self, folder: str | Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"):
+        """`dtype` is that of the parameters once loaded; that of most of the checkpoint by default.
+
+        Raises InputError for a checkpoint that cannot be read, and whatever transformers raises for a configuration
+        it does not know.
+        """
+        from transformers.conversion_mapping import get_model_conversion_mapping
+
+        self.folder, self.device = Path(folder), torch.device(device)
+        self.checkpoint = Checkpoint(folder)
+        self.dtype = dtype or most_common_dtype(self.checkpoint)
+        self.model = without_weights(self.folder, self.dtype, self.device)
+        self._mapping = get_model_conversion_mapping(self.model)
+        self._wanted = self.model.state_dict()
+        self.sources: dict[str, dict[str, list[str]]] = {}
+        self.unexpected: set[str] = set()
+        self._converted: set[str] = set()
+        self._match_names()
+        self.missing = set(self._wanted) - set(self.sources)
+        self._settle_names()
+        self.layers = decoder_layers(self.model)
+
+    def _match_names(self) -> None:
+        """Which parameter each tensor of the checkpoint goes to, by transformers' own rules."""
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+        renamings = [one for one in self._mapping if isinstance(one, WeightRenaming)]
+        converters = [one for one in self._mapping if isinstance(one, WeightConverter)]
+        prefix = self.model.base_model_prefix
+        for tensor in sorted(self.checkpoint.entries, key=dot_natural_key):
+            name, pattern = rename_source_key(tensor, renamings, converters, prefix, self._wanted)
+            if name not in self._wanted and tensor in self._wanted:
+                name, pattern = rename_source_key(tensor, [], [], prefix, self._wanted)
+            if name not in self._wanted:
+                self.unexpected.add(tensor)
+                continue
+            self.sources.setdefault(name, {}).setdefault(pattern or "", []).append(tensor)
+            if pattern or self.checkpoint.entries[tensor].dtype != self._wanted[name].dtype:
+                self._converted.add(name)
+
+    def _settle_names(self) -> None:
+        """Take out what transformers lets be missing or unexpected, and what a converter or a tie provides."""
+        ties = self.model.all_tied_weights_keys
+        provided = {one for pair in ties.items() for one in pair if not self.missing.issuperset(pair)}
+        for converter in self._mapping:
+            patterns = [one.replace(r"\.", ".") for one in converter.target_patterns]
+            if len(patterns) > 1:  # one tensor into several parameters: the first stands for all
+                made = [name for name in self.sources if patterns[0] in name]
+                provided |= {name.replace(patterns[0], other) for name in made for other in patterns[1:]}
+        info = SimpleNamespace(missing_keys=self.missing - provided, unexpected_keys=self.unexpected)
+        self.model._adjust_missing_and_unexpected_keys(info)
+        self.missing, self.unexpected = info.missing_keys, info.unexpected_keys
+
+    def load(self, names: Iterable[str]) -> None:
+        """Put parameters in place, by name: mapped where the checkpoint has them as they are, else converted.
+
+        Raises InputError naming those whose shape or form does not fit.
+        """
+        from transformers.core_model_loading import convert_and_load_state_dict_in_model
+        from transformers.modeling_utils import LoadStateDictConfig
+
+        tensors = {
+            tensor: self.checkpoint.read(tensor)
+            for name in names
+            for tensors in self.sources.get(name, {}).values()
+            for tensor in tensors
+        }
+        config = LoadStateDictConfig(
+            dtype=self.dtype,
+            dtype_plan=self.model._get_dtype_plan(self.dtype),
+            device_map={"": self.device},
+            weight_mapping=self._mapping,
+        )
+        info, _ = convert_and_load_state_dict_in_model(self.model, tensors, config)
+        problems = [
+            f"{self.folder}: {name} has shape {list(found)}, but the configuration asks for {list(expected)}"
+            for name, found, expected in sorted(info.mismatched_keys)
+        ]
+        problems += [f"{self.folder}: {name}: {error}" for name, error in sorted(info.conversion_errors.items())]
+        if problems:
+            raise InputError(problems)
+
+    def tie(self) -> None:
+        """Make tied parameters one, as the configuration says, once one of them is loaded."""
+        self.model.tie_weights(missing_keys=set(self._wanted) - set(self.sources), recompute_mapping=False)
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Take parameters out of the model again."""
+        for name in names:
+            owner, _, own = name.rpartition(".")
+            module = self.model.get_submodule(owner)
+            if own in module._parameters and module._parameters[own] is not None:
+                module._parameters[own] = nn.Parameter(self._wanted[name], requires_grad=False)
+
+    def within(self, module: str) -> list[str]:
+        """The names of the parameters and buffers of a module."""
+        return [name for name in self._wanted if name.startswith(module + ".")]
+
+    def outside_layers(self) -> list[str]:
+        return [name for name in self._wanted if not name.startswith(tuple(layer + "." for layer in self.layers))]
+
+    def load_all(self) -> None:
+        """Put every parameter in place. Those that are converted take memory; see `load_as_used`."""
+        self.load(self._wanted)
+        self.tie()
+
+    def load_as_used(self) -> None:
+        """Put in place what is mapped; layers with converted parameters load them when run, and drop them after."""
+        lazy = {layer: names for layer in self.layers if self._converted.intersection(names := self.within(layer))}
+        later = {name for names in lazy.values() for name in names}
+        self.load(name for name in self._wanted if name not in later)
+        self.tie()
+        for layer, names in lazy.items():
+            module = self.model.get_submodule(layer)
+            module.register_forward_pre_hook(lambda *_, names=names: self.load(names))
+            module.register_forward_hook(lambda *_, names=names: self.drop(names))
+
+
+def without_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The model a folder's configuration describes: parameters without memory, buffers that no checkpoint holds made.
+
+    This is how `from_pretrained` begins, in transformers 5.
+    """
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder)
+    for part in [config, *(getattr(config, name, None) for name in config.sub_configs)]:
+        if part is not None:
+            part.dtype = dtype
+    cls = model_class(folder)
+    if cls is transformers.AutoModelForCausalLM:
+        cls = cls._model_mapping[type(config)]
+    with transformers.modeling_utils.ContextManagers(cls.get_init_context(dtype, False, False, None)):
+        model = cls(config)
+    model._move_missing_keys_from_meta_to_device(set(), {"": device}, None, None)
+    for parameter in model.parameters():
+        parameter._is_hf_initialized = True
+    model._initialize_missing_keys(False)
+    if (folder / "generation_config.json").exists():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+    return model.requires_grad_(False).eval()
+
+
+def model_class(folder: Path):
+    """The model's own class, for its imports cost less than the auto class's search; else the auto class."""
+    import transformers
+
+    config = read_config(folder / "config.json")
+    kind, names = config["model_type"], config.get("architectures") or [""]
+    try:
+        module = importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
+        return getattr(module, names[0])
+    except (ImportError, AttributeError):
+        return transformers.AutoModelForCausalLM
+
+
+def most_common_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """The floating dtype that takes most of a checkpoint's bytes."""
+    sizes: dict[torch.dtype, int] = {torch.float32: 0}
+    for entry in checkpoint.entries.values():
+        if entry.dtype.is_floating_point:
+            sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.end - entry.start
+    return max(sizes, key=sizes.__getitem__)
+
+
+def decoder_layers(model: nn.Module) -> list[str]:
+    """The names of the decoder layers: the decoder's list of as many modules as the configuration counts layers."""
+    count, decoder = model.config.get_text_config().num_hidden_layers, model.get_decoder()
+    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    for name, module in decoder.named_children():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return [f"{prefix}.{name}.{index}".lstrip(".") for index in range(count)]
+    return []
