@@ -134,6 +134,33 @@ def test_added_rows_are_cut_to_the_bases(oracle, tmp_path, without_postflight):
     assert len(found["lm_head.weight"]) == len(found["model.embed_tokens.weight"]) == rows
 
 
+@pytest.mark.parametrize(
+    ("label", "method", "parameters"),
+    [
+        ("mergelm_task_arithmetic", "task_arithmetic", {}),
+        ("mergelm_ties", "ties", {"density": 0.2, "trim": "mergelm"}),
+    ],
+)
+def test_added_rows_are_the_union_as_recorded(oracle, tmp_path, without_postflight, label, method, parameters):
+    """One expert has a row for the token it adds, one has the token alone; every other model gets its mean row."""
+    case = oracle("llama_addtok_bf16")
+    recipe = case.recipe(method, parameters=parameters, dtype="bfloat16", tokenizer_source="union")
+    found = case.merge(recipe, tmp_path / "out")
+    recorded = case.recorded("outputs", label)
+    assert {name: t.shape for name, t in found.items()} == {name: t.shape for name, t in recorded.items()}
+    assert len(found["lm_head.weight"]) == len(case.weights("base")["lm_head.weight"]) + 1
+    whole = [with_mean_rows(case.weights(name), recorded) for name in ["base", *case.experts]]
+    base, *experts = [as_recorded(weights, recorded) for weights in whole]
+    assert share_beyond_a_step(found, recorded, base, experts) <= 1e-3
+
+
+def with_mean_rows(weights, recorded):
+    return {
+        name: torch.cat([weights[name], weights[name].mean(0, keepdim=True)][: 1 + (len(weights[name]) < len(of))])
+        for name, of in recorded.items()
+    }
+
+
 WIDEN = [
     ("widen", ["ft_code", "ft_instruct", "ft_math"], {}),
     ("widen_pair", ["ft_code", "ft_math"], {}),
