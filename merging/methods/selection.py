@@ -13,7 +13,7 @@ from merging.methods.definition import RUN, Group, Over, runs
 if TYPE_CHECKING:
     from torch import Tensor
 
-SAMPLE = 1 << 18  # elements looked at to guess where the cut lies
+SAMPLE = 1 << 16  # elements looked at to guess where the cut lies
 
 
 @dataclass(frozen=True)
@@ -141,14 +141,16 @@ class Bracket:
         shares = numpy.concatenate([(runs > value).mean(axis=1) for runs in self._runs])
         return max(independent, float(shares.std()) / math.sqrt(len(shares))) if len(shares) > 1 else independent
 
-    def values(self, most: int):
-        """The distinct values of the sample within the bracket, ascending, where they are at most `most`; else None."""
+    def common(self, most: int):
+        """The up to `most` commonest values of the sample within the bracket, descending; rare ones are left out."""
         import numpy
 
-        if self.sample is None or not self.low or self.high == math.inf:
-            return None
-        found = numpy.unique(self.sample[(self.sample >= self.low) & (self.sample <= self.high)])
-        return found if len(found) <= most else None
+        if self.sample is None:
+            return numpy.empty(0, numpy.float32)
+        within = self.sample[(self.sample >= max(self.low, 1e-45)) & (self.sample <= self.high)]
+        values, counts = numpy.unique(within, return_counts=True)
+        often = numpy.argsort(-counts, kind="stable")[:most]
+        return numpy.sort(values[often[counts[often] > len(within) / 50]])[::-1]
 
     def look(self, magnitude, start: int):
         """How many lie above the bracket, and the values and indices of those within. Zeros never count."""

@@ -1,5 +1,6 @@
 """The cuts found in stored blocks are those of a sort."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -73,15 +74,24 @@ def test_exactly_the_largest_stay_the_first_of_equals(monkeypatch, dtype, kind):
         assert set(kept.tolist()) == by_sorting(found, count)
 
 
-def test_few_distinct_values_are_counted_and_not_collected(monkeypatch):
+def test_common_values_are_counted_and_not_collected(monkeypatch):
     monkeypatch.setattr(selection, "SAMPLE", 2048)
-    collected = []
-    kept = cut.look
-    monkeypatch.setattr(cut, "look", lambda *a, **k: collected.append(found := kept(*a, **k)) or found)
+    looks = []
+    real = cut.look
+    monkeypatch.setattr(cut, "look", lambda *a, **k: looks.append(real(*a, **k)) or looks[-1])
     base = torch.zeros(ROWS, COLUMNS)
     expert = torch.randint(1, 9, base.shape, generator=torch.Generator().manual_seed(0)) / 8.0
     over = Over(base, [expert])
     [found] = largest(over, magnitudes, [base.numel() // 3], base.numel(), kernel="merging.kernels.cut:close")
     assert found.value == 0.75
     assert over.passes == 2, "one to count, one to find the last of the equals in its block"
-    assert sum(len(part[0][1]) for part in collected) == 0
+    assert sum(len(part[0][1]) for part in looks) == 0
+
+
+@pytest.mark.parametrize("k", range(1, 12))
+def test_the_kth_largest_of_collected_and_counted_values(k):
+    values, common, sizes = np.float32([5, 1, 3, 3]), np.float32([4, 3.5, 2]), np.array([2, 0, 5])
+    every = sorted([5, 1, 3, 3, 4, 4] + [2] * 5, reverse=True)
+    value, room = cut.kth_largest(values, common, sizes, k)
+    assert value == every[k - 1]
+    assert room == every[:k].count(value)
