@@ -86,7 +86,7 @@ def largest(
 
         def look(group: Group) -> list:
             return [
-                bracket.look(to_numpy(m), group.start) if bracket.open else None
+                bracket.look(m, group.start) if bracket.open else None
                 for m, bracket in zip(magnitudes(group), brackets, strict=True)
             ]
 
@@ -156,6 +156,11 @@ class Bracket:
         """How many lie above the bracket, and the values and indices of those within. Zeros never count."""
         import numpy
 
+        if magnitude.device.type != "cpu":
+            flat = magnitude.flatten()
+            within = ((flat <= self.high) & ((flat >= self.low) if self.low else flat > 0)).nonzero().flatten()
+            return int((flat > self.high).sum()), to_numpy(flat[within]), to_numpy(within) + start
+        magnitude = to_numpy(magnitude)
         above = int(numpy.count_nonzero(magnitude > self.high))
         within = numpy.flatnonzero((magnitude <= self.high) & ((magnitude >= self.low) if self.low else magnitude > 0))
         return above, magnitude[within], within + start
