@@ -13,12 +13,17 @@ from evaluation.study_checks import REQUIREMENT, RESPONSE_TOKENS
 Row = dict[str, Any]
 
 
-def build_report(plan: StudyPlan, scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def build_report(
+    plan: StudyPlan, scores: Mapping[str, Mapping[str, Any]], not_made: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Rows, front and ranking of a run.
 
-    `scores` holds by score digest {"value": in [0, 1], "stderr": likewise, "response_tokens": mean or None}.
+    `scores` holds by score digest {"value": in [0, 1], "stderr": likewise, "response_tokens": mean or None}. `not_made`
+    names the candidates that could not be made, each with the reason; they have no row.
     """
-    rows = [_row(member, scores, plan.missing) for member in [*plan.models, *plan.candidates]]
+    not_made = dict(not_made or {})
+    members = [*plan.models, *(one for one in plan.candidates if one.name not in not_made)]
+    rows = [_row(member, scores, plan.missing) for member in members]
     objectives = [{"name": name, "goal": goal} for name, goal in plan.study.objectives.items()]
     _mark_front(rows, plan.study)
     _measure_gain(rows, plan.study)
@@ -30,11 +35,17 @@ def build_report(plan: StudyPlan, scores: Mapping[str, Mapping[str, Any]]) -> di
         "objectives": objectives,
         "rows": rows,
         "ranking": [row["name"] for row in rank(rows)],
+        "not_made": not_made,
         "reused": plan.reused(),
         "model": plan.study.promotion.model if plan.study.promotion else None,
         "champion": None,
         "challenger": None,
     }
+
+
+def not_made_lines(report: Mapping[str, Any]) -> list[str]:
+    """What stands under a report's table: the candidates that could not be made, and why."""
+    return [f"not made: {name}: {reason}" for name, reason in report["not_made"].items()]
 
 
 def rank(rows: Sequence[Row]) -> list[Row]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from evaluation.plan import PlannedCandidate, PlannedModel, StudyPlan
-from merging.errors import TransientError
+from merging.errors import InputError, TransientError
 from operators.hooks.mlflow import tracking
 from operators.hooks.object_store import ObjectStore
 from operators.links import MLflowLink, airflow_url
+from operators.merge import not_made
 from operators.step import StudyStep, report_key
 
 log = logging.getLogger(__name__)
@@ -26,14 +28,19 @@ class SelectOperator(StudyStep):
     mlflow_url = ""
 
     def work(self, store: ObjectStore, plan: StudyPlan, context: Any) -> str:
-        from evaluation.figures import table_markdown
         from evaluation.report import build_report
 
-        scores = gather_scores(store, plan)
-        report = build_report(plan, {digest: manifest["score"] for digest, manifest in scores.items()})
+        refused = not_made(store, plan)
+        scores = gather_scores(store, plan, without=refused)
         track = tracking()
         experiment = track.experiment(plan.study.name)
         parent = track.parent_run(experiment, plan.run, {})
+        for name, reason in refused.items():
+            log.warning("not made: %s: %s", name, reason)
+            track.log_member(parent, **_refusal(plan, plan.member(name), reason))
+        if refused and len(refused) == len(plan.candidates):
+            raise InputError([f"no candidate could be made: {name}: {reason}" for name, reason in refused.items()])
+        report = build_report(plan, {digest: manifest["score"] for digest, manifest in scores.items()}, refused)
         with store.scratch() as folder:
             for row in report["rows"]:
                 member = plan.member(row["name"])
@@ -45,9 +52,8 @@ class SelectOperator(StudyStep):
         report["compare_url"] = track.compare_url(
             experiment, [row["mlflow_run"] for row in report["rows"] if row["kind"] == "candidate"]
         )
-        table = table_markdown(report["rows"], report["objectives"])
         links = f"[The run in Airflow]({airflow_url(context)}) · [Compare the candidates]({report['compare_url']})"
-        track.describe(parent, f"{links}\n\n{table}")
+        track.describe(parent, f"{links}\n\n{_table(report)}")
         store.write_json(report_key(plan), report)
         track.finish(parent, "FINISHED")
         log.info("%d of %d candidates are on the front", *_count(report["rows"]))
@@ -57,20 +63,28 @@ class SelectOperator(StudyStep):
 
 def _pictures(report: dict[str, Any], folder: Path) -> dict[str, Path]:
     """The front as page and picture, and the table, by the path they get in MLflow."""
-    from evaluation.figures import front_html, front_png, table_markdown
+    from evaluation.figures import front_html, front_png
 
     rows, objectives = report["rows"], report["objectives"]
     files = {name: folder / name for name in ("front.html", "front.png", "candidates.md")}
     files["front.html"].write_text(front_html(rows, objectives))
     front_png(rows, objectives, files["front.png"])
-    files["candidates.md"].write_text(table_markdown(rows, objectives))
+    files["candidates.md"].write_text(_table(report))
     return files
 
 
-def gather_scores(store: ObjectStore, plan: StudyPlan) -> dict[str, dict[str, Any]]:
-    """The manifest of every score of the plan, by digest."""
+def _table(report: dict[str, Any]) -> str:
+    """The report's table in Markdown, and under it what could not be made."""
+    from evaluation.figures import table_markdown
+    from evaluation.report import not_made_lines
+
+    return "\n\n".join([table_markdown(report["rows"], report["objectives"]), *not_made_lines(report)])
+
+
+def gather_scores(store: ObjectStore, plan: StudyPlan, without: Collection[str]) -> dict[str, dict[str, Any]]:
+    """The manifest of every score of the plan, by digest, but for the candidates `without` a checkpoint."""
     found = {}
-    for member in [*plan.models, *plan.candidates]:
+    for member in [*plan.models, *(one for one in plan.candidates if one.name not in without)]:
         for benchmark, digest in member.scores.items():
             manifest = store.manifest("scores", digest)
             if manifest is None:
@@ -87,25 +101,39 @@ def _record(plan: StudyPlan, member: PlannedModel | PlannedCandidate, row: dict[
         metrics[f"{benchmark}_stderr"] = score["stderr"]
         metrics[f"{benchmark}_response_tokens"] = score["response_tokens"]
     metrics["hypervolume_gain"] = row["hypervolume_gain"]
-    params = {"base": plan.study.base}
-    if isinstance(member, PlannedCandidate):
-        params |= {"method": member.method, "informed": member.informed, "combination": "+".join(member.combination)}
-        params |= {key: str(value) for key, value in member.parameters.items()}
-        # omega 1 is the identity; MLflow would draw a plain merge without omega above all others.
-        params["omega"] = "1" if member.omega is None else str(member.omega)
-    else:
-        params |= {"method": "none", "informed": "none", "source": member.reference}
-    tags = {
-        "mergeflow.kind": member.kind,
-        "mergeflow.digest": member.digest,
-        "mergeflow.reused": str(row["reused"]).lower(),
-    }
     return {
         "name": member.name,
         "metrics": {key: value for key, value in metrics.items() if value is not None},
-        "params": params,
-        "tags": tags,
+        "params": _params(plan, member),
+        "tags": {**_tags(member), "mergeflow.reused": str(row["reused"]).lower()},
     }
+
+
+def _refusal(plan: StudyPlan, candidate: PlannedCandidate, reason: str) -> dict[str, Any]:
+    """The nested MLflow run of a candidate that could not be made."""
+    return {
+        "name": candidate.name,
+        "metrics": {},
+        "params": _params(plan, candidate),
+        "tags": {**_tags(candidate), "mergeflow.not_made": reason},
+        "artifacts": {},
+        "status": "FAILED",
+    }
+
+
+def _params(plan: StudyPlan, member: PlannedModel | PlannedCandidate) -> dict[str, str]:
+    params = {"base": plan.study.base}
+    if not isinstance(member, PlannedCandidate):
+        return params | {"method": "none", "informed": "none", "source": member.reference}
+    params |= {"method": member.method, "informed": member.informed, "combination": "+".join(member.combination)}
+    params |= {key: str(value) for key, value in member.parameters.items()}
+    # omega 1 is the identity; MLflow would draw a plain merge without omega above all others.
+    params["omega"] = "1" if member.omega is None else str(member.omega)
+    return params
+
+
+def _tags(member: PlannedModel | PlannedCandidate) -> dict[str, str]:
+    return {"mergeflow.kind": member.kind, "mergeflow.digest": member.digest}
 
 
 def _artifacts(

@@ -11,6 +11,8 @@ from infra.local.settings import Settings
 def print_report(report: dict, settings: Settings, console: Console) -> None:
     """Print a report.json, what of it earlier runs had done, and where to look."""
     console.print(_table(report))
+    for name, reason in report["not_made"].items():
+        console.print(escape(f"not made: {name}: {reason}"), highlight=False, soft_wrap=True)
     reused = {step: count for step, count in report["reused"].items() if count}
     if reused:
         counts = ", ".join(f"{step} {count}" for step, count in reused.items())

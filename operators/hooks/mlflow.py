@@ -95,8 +95,9 @@ class Tracking:
         params: Mapping[str, str],
         tags: Mapping[str, str],
         artifacts: Mapping[str, Path],
+        status: str = "FINISHED",
     ) -> str:
-        """Record a candidate or input model as a run nested in `parent`; returns its id.
+        """Record a candidate or input model as a run nested in `parent`, ended as FINISHED or FAILED; returns its id.
 
         `artifacts`: local files by the path they get in MLflow. Parameters cannot change in a run: if they did, since
         the same name was recorded (the study was edited, the DAG run started again), a new run takes its place.
@@ -122,7 +123,7 @@ class Tracking:
                 tags=[RunTag(key, str(value)) for key, value in tags.items()],
             )
             self.log_files(run, artifacts)
-            self._end(run, "FINISHED")
+            self._end(run, status)
             return run
 
     def log_files(self, run: str, files: Mapping[str, Path]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.plan import plan_study
-from evaluation.report import build_report
+from evaluation.report import build_report, not_made_lines
 from evaluation.study import Study
 
 STUDY = {
@@ -20,7 +20,7 @@ STUDY = {
 INPUTS = {"base": (0.2, 0.2), "math": (0.6, 0.1), "code": (0.1, 0.6)}
 
 
-def report(scores, tokens=None, missing=(), **changes):
+def report(scores, tokens=None, missing=(), not_made=None, **changes):
     """A report from {"linear": (math, code), ...}; `tokens` likewise for the length of the answers to math."""
     study = Study.parse({**STUDY, **changes}, folder=Path("."))
     resolved = {name: {"digest": name * 8, "reference": source} for name, source in study.sources.items()}
@@ -29,11 +29,11 @@ def report(scores, tokens=None, missing=(), **changes):
     given = {**INPUTS, **{f"{name} math+code": points for name, points in scores.items()}}
     lengths = {name if name in INPUTS else f"{name} math+code": value for name, value in (tokens or {}).items()}
     found = {}
-    for member in [*plan.models, *plan.candidates]:
+    for member in [one for one in [*plan.models, *plan.candidates] if one.name not in (not_made or {})]:
         for benchmark, value in zip(("math", "code"), given[member.name], strict=True):
             score = {"value": value, "stderr": 0.02, "response_tokens": lengths.get(member.name)}
             found[member.scores[benchmark]] = score
-    built = build_report(plan, found)
+    built = build_report(plan, found, not_made)
     return built, {row["name"].removesuffix(" math+code"): row for row in built["rows"]}
 
 
@@ -97,3 +97,10 @@ def test_rows_say_what_was_reused():
     assert all(row["reused"] for row in rows.values())
     _, rows = report(dict.fromkeys(STUDY["methods"], (0.5, 0.5)), missing=[rows["ties"]["digest"], "base" * 8])
     assert {name for name, row in rows.items() if not row["reused"]} == {"ties", "base"}
+
+
+def test_what_could_not_be_made_has_no_row_and_is_named():
+    built, rows = report({"linear": (0.5, 0.5), "task_arithmetic": (0.4, 0.4)}, not_made={"ties math+code": "overflow"})
+    assert rows.keys() == {*INPUTS, "linear", "task_arithmetic"}
+    assert built["ranking"] == ["linear math+code"]
+    assert not_made_lines(built) == ["not made: ties math+code: overflow"]

@@ -38,6 +38,7 @@ def report():
         "champion": {"name": best["name"], "version": 3},
         "challenger": None,
         "model": "tiny-merge",
+        "not_made": {},
         "reused": {"fetch": 4, "calibrate": 0, "merge": 1, "benchmark": 0},
         "mlflow_url": "http://127.0.0.1:5000/#/experiments/1/runs",
     }
@@ -68,3 +69,9 @@ def test_what_was_taken_over_is_counted(report, tmp_path):
     assert "Taken over from earlier runs: fetch 4, merge 1" in printed(report, tmp_path)
     report["reused"] = {"fetch": 0}
     assert "Nothing was there from earlier runs: everything was computed." in printed(report, tmp_path)
+
+
+def test_what_could_not_be_made_stands_under_the_table(report, tmp_path):
+    report["not_made"] = {"ties(d=0.5) [math]": "its weights overflowed"}
+    lines = printed(report, tmp_path)
+    assert "not made: ties(d=0.5) [math]: its weights overflowed" in lines
