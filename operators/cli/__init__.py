@@ -7,7 +7,7 @@ import sys
 import typer
 
 from merging.errors import InputError, MergeflowError, TransientError
-from operators.cli import calibrate, check, evaluate, merge, study
+from operators.cli import aim, calibrate, check, evaluate, merge, study
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for command in (
@@ -15,6 +15,7 @@ for command in (
     study.plan,
     merge.methods,
     merge.merge,
+    aim.aim,
     calibrate.calibrate,
     evaluate.evaluate,
 ):
