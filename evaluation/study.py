@@ -22,7 +22,7 @@ from evaluation.benchmark import Benchmark
 from evaluation.study_checks import cross_check
 from merging.errors import InputError
 from merging.methods import METHODS, validate_parameters
-from merging.validation import did_you_mean, explain
+from merging.validation import explain, suggest
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
 PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$"  # no dot: it stands in task ids and before `.response_tokens`
@@ -64,9 +64,7 @@ class MethodGrid(_Part):
     @model_validator(mode="after")
     def _check(self) -> MethodGrid:
         if self.merge_method not in METHODS:
-            raise ValueError(
-                f"unknown merge method {self.merge_method!r}; {did_you_mean(self.merge_method, sorted(METHODS))}"
-            )
+            raise ValueError(f"unknown merge method {self.merge_method!r}{suggest(self.merge_method, METHODS)}")
         problems = [f"{key}: an empty list" for key, value in self.parameters.items() if value == []]
         for values in self.points():
             problems += [p for p in validate_parameters(self.merge_method, values, "parameters") if p not in problems]

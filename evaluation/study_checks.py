@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.benchmark import check_benchmark, generates
 from merging.errors import InputError
-from merging.validation import did_you_mean
+from merging.validation import suggest
 
 if TYPE_CHECKING:
     from evaluation.study import Study
@@ -71,7 +71,7 @@ def _check_tasks(study: Study) -> list[str]:
 def _check_objectives(study: Study) -> list[str]:
     valid = [*study.benchmarks, *(f"{name}.{RESPONSE_TOKENS}" for name in study.benchmarks)]
     problems = [
-        f"objectives: {objective}: not something a benchmark measures; {did_you_mean(objective, valid)}"
+        f"objectives: {objective}: not something a benchmark measures{suggest(objective, valid)}"
         for objective in study.objectives
         if objective not in valid
     ]

@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from merging.digest import json_digest
 from merging.errors import InputError
-from merging.methods import METHODS, Method, suggest
+from merging.methods import METHODS, Method
 from merging.recipe_problems import TOKENIZER_WORDS, acm_problems, method_problems, tokenizer_problems
 from merging.settings import canonical, resolve
+from merging.validation import explain
 
 AIM_VERSION = 1  # changes whenever the bytes that AIM gives change
 ACM_VERSION = 1  # likewise for ACM
@@ -133,7 +134,7 @@ class Recipe(Data):
         try:
             recipe = cls.model_validate(data)
         except ValidationError as error:
-            problems = [describe(cls, entry) for entry in error.errors()]
+            problems = explain(error, cls)
         problems += method_problems(data) + acm_problems(data) + tokenizer_problems(data)
         if problems:
             raise InputError(problems)
@@ -277,25 +278,3 @@ class Recipe(Data):
         measured = sorted([models[name] if self.acm_by_expert else name, consensus[name]] for name in self.measured)
         seed = self.random_seed if self.acm.control == "shuffled" else None
         return [ACM_VERSION, self.acm.t, self.acm.control, seed, measured]
-
-
-KEYS_WITHIN = {
-    "models": ModelEntry,
-    "slices": Slice,
-    "sources": Source,
-    "aim": Aim,
-    "acm": Acm,
-    "tokenizer": TokenizerChoice,
-}
-
-
-def describe(model: type[BaseModel], error: Mapping) -> str:
-    """One pydantic error as a line a person can act on."""
-    location, name = error["loc"], error["loc"][-1] if error["loc"] else ""
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-    if error["type"] == "extra_forbidden":
-        owner = next((KEYS_WITHIN[part] for part in reversed(location[:-1]) if part in KEYS_WITHIN), model)
-        return f"{where}: unknown key {name!r}{suggest(name, owner.model_fields)}"
-    if error["type"] == "missing":
-        return f"{where}: missing; it must be given"
-    return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, found {error['input']!r}"

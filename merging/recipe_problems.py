@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from merging.methods import METHODS, Method, suggest, validate_parameters
+from merging.methods import METHODS, Method, validate_parameters
 from merging.settings import is_plain
+from merging.validation import suggest
 
 TOKENIZER_WORDS = ("base", "union")  # what a tokenizer's source can be beside one of the models
 

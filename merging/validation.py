@@ -1,4 +1,4 @@
-"""Turns pydantic's validation errors into lines a person can act on: what was found, where, what is valid."""
+"""Says what a person mistook in lines they can act on: what was found, where, what is valid. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ import typing
 from pydantic import BaseModel, ValidationError
 
 
-def did_you_mean(word: str, valid: typing.Iterable[str]) -> str:
-    """A hint for a misspelt `word`: the nearest valid one if any is near, and the list of all."""
+def suggest(word: str, valid: typing.Iterable[str]) -> str:
+    """What follows a misspelt `word`: "; did you mean X?" where a valid one is near, and the list of all."""
     valid = list(valid)
     near = difflib.get_close_matches(str(word), valid, n=1)
-    return (f"did you mean {near[0]!r}? " if near else "") + f"valid: {', '.join(valid)}"
+    return "; " + (f"did you mean {near[0]}? " if near else "") + f"valid: {', '.join(valid)}"
 
 
-def explain(error: ValidationError, model: type[BaseModel], where: str) -> list[str]:
-    """One line per mistake in `error`, each beginning with `where` and the path to the value."""
+def explain(error: ValidationError, model: type[BaseModel], where: str = "") -> list[str]:
+    """One line per mistake in `error`, each beginning with `where` and the path to the value, as models[0].weight."""
     return list(dict.fromkeys(_explain_one(item, model, where) for item in error.errors(include_url=False)))
 
 
 def _explain_one(item: typing.Any, model: type[BaseModel], where: str) -> str:
-    path = [str(part) for part in item["loc"] if not _is_internal(part)]
+    parts = [part for part in item["loc"] if not _is_internal(part)]
     if item["type"] == "extra_forbidden" and _is_internal(item["loc"][-1]):
-        path.append(str(item["loc"][-1]))  # what the user wrote only looks like pydantic's own
-    place = ": ".join([where, ".".join(path)] if path else [where])
+        parts.append(item["loc"][-1])  # what the user wrote only looks like pydantic's own
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
+    place = ": ".join(filter(None, [where, path]))
     if item["type"] == "extra_forbidden":
-        return f"{place}: unknown key; {did_you_mean(str(item['loc'][-1]), _keys_at(model, item['loc'][:-1]))}"
+        return f"{place}: unknown key{suggest(str(item['loc'][-1]), _keys_at(model, item['loc'][:-1]))}"
     if item["type"] == "missing":
         return f"{place}: missing; it is required"
     message = item["msg"].removeprefix("Value error, ")

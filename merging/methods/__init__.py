@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from merging.methods.breadcrumbs import BREADCRUMBS, BREADCRUMBS_TIES
 from merging.methods.dare import DARE_LINEAR, DARE_TIES
-from merging.methods.definition import Group, Method, Parameter, merge_whole, suggest
+from merging.methods.definition import Group, Method, Parameter, merge_whole
 from merging.methods.della import DELLA, DELLA_LINEAR
 from merging.methods.linear import LINEAR
 from merging.methods.model_stock import MODEL_STOCK
@@ -17,6 +17,7 @@ from merging.methods.ties import TIES
 from merging.methods.widen import WIDEN
 from merging.settings import is_plain
 from merging.settings import problems as setting_problems
+from merging.validation import suggest
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -65,4 +66,4 @@ def validate_parameters(method: str, parameters: Mapping, where: str) -> list[st
     return problems
 
 
-__all__ = ["METHODS", "Group", "Method", "Parameter", "merge_whole", "suggest", "validate_parameters"]
+__all__ = ["METHODS", "Group", "Method", "Parameter", "merge_whole", "validate_parameters"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -158,10 +157,3 @@ def merge_whole(method: Method, group: Group) -> Tensor:
 def declare(*parameters: Parameter) -> dict[str, Parameter]:
     """Parameters by name, in the order given."""
     return {parameter.name: parameter for parameter in parameters}
-
-
-def suggest(word: str, known) -> str:
-    """`; did you mean X?` where a known word is close, and what is known otherwise."""
-    known = sorted(known)
-    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"

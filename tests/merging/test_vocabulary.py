@@ -365,7 +365,7 @@ def problems(models, **keys) -> list[str]:
         ({"tokenizer": {"source": "three"}}, "tokenizer.source: 'three' is no model of this recipe"),
         ({"tokenizer_source": "base", "tokenizer": {}}, "tokenizer_source, tokenizer: both are there; keep one"),
         ({"tokenizer": {"tokens": {"<a>": {"source": "one"}}}}, "tokenizer.tokens: rows cannot be chosen by token"),
-        ({"tokenizer": {"sauce": "one"}}, "unknown key 'sauce'; did you mean source?"),
+        ({"tokenizer": {"sauce": "one"}}, "unknown key; did you mean source?"),
         ({"tokenizer": {"pad_to_multiple_of": 0}}, "tokenizer.pad_to_multiple_of"),
         ({"tokenizer": "union"}, "tokenizer"),
     ],

@@ -17,7 +17,7 @@ def test_a_good_study_is_summed_up(run, study):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"method": ["linear"]}, "unknown key; did you mean 'methods'?"),
+        ({"method": ["linear"]}, "unknown key; did you mean methods?"),
         ({"methods": ["tiess"]}, "unknown merge method 'tiess'"),
         ({"methods": [{"merge_method": "ties", "parameters": {"density": 1.5}}]}, "density must be a number"),
         ({"benchmarks": {"math": {"task": "tiny_maths"}}}, "did you mean tiny_math"),
