@@ -122,6 +122,9 @@ class MappedModel:
             if own in module._parameters and module._parameters[own] is not None:
                 module._parameters[own] = nn.Parameter(self._wanted[name], requires_grad=False)
 
+    def name_of(self, module: nn.Module) -> str:
+        return next(name for name, one in self.model.named_modules() if one is module)
+
     def within(self, module: str) -> list[str]:
         """The names of the parameters and buffers of a module."""
         return [name for name in self._wanted if name.startswith(module + ".")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from operators.hooks.object_store import ObjectStore
 from operators.progress import log_lines
 from operators.step import StudyStep, sources
 
+log = logging.getLogger(__name__)
 STATISTICS = "statistics.safetensors"
 
 
@@ -24,16 +26,18 @@ class CalibrateOperator(StudyStep):
             base = store.local("models", plan.model("base").digest)
             with store.scratch() as folder:
                 (folder / "out").mkdir()
-                blocks = token_blocks(_texts(store, wanted.texts, folder), base, wanted.samples, wanted.block)
+                chosen = token_blocks(_texts(store, wanted.texts, folder), base, wanted.samples, wanted.block)
+                if chosen.note:
+                    log.warning(chosen.note)
                 about = {"model": plan.model("base").digest, "samples": wanted.samples, "block": wanted.block}
-                metadata = {"calibration": wanted.digest, **{key: str(value) for key, value in about.items()}}
+                identity = {"calibration": wanted.digest, "model": plan.model("base").digest}
                 calibrate(
                     base,
-                    blocks,
+                    chosen.blocks,
                     folder / "out" / STATISTICS,
                     device=device(),
                     progress=log_lines(),
-                    metadata=metadata,
+                    metadata=identity | chosen.about,
                 )
                 store.publish("calibrations", wanted.digest, folder / "out", about, force=plan.force)
         return store.uri("calibrations", wanted.digest)

@@ -22,7 +22,7 @@ def calibrate(
     from merging.calibration import calibrate as run
     from merging.calibration import read_texts, token_blocks
 
-    blocks = token_blocks(read_texts(texts), model, samples, block)
+    chosen = token_blocks(read_texts(texts), model, samples, block)
     with bar() as progress:
-        run(model, blocks, out, device=device(), progress=progress)
-    print(f"{out}: {len(blocks)} blocks of {block} tokens")
+        run(model, chosen.blocks, out, device=device(), progress=progress, metadata=chosen.about)
+    print(f"{out}: {len(chosen.blocks)} blocks of {block} tokens")

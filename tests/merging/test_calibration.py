@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from merging.calibration import calibrate, read_texts, token_blocks
+from merging.digest import model_digest, model_files
 from merging.errors import InputError
 from merging.tensor_file import load_tensors
 
@@ -15,9 +16,13 @@ def texts(case):
     return ["  " + " ".join(f"w{i}" for i in document) + "\n" for document in documents]
 
 
+def case_layers(case):
+    return json.loads((case.model("base") / "config.json").read_text())["num_hidden_layers"]
+
+
 def test_token_blocks_equal_the_recorded(oracle):
     case = oracle("llama_f32")
-    assert torch.equal(token_blocks(texts(case), case.model("base")), case.recorded("calib", "blocks")["blocks"])
+    assert torch.equal(token_blocks(texts(case), case.model("base")).blocks, case.recorded("calib", "blocks")["blocks"])
 
 
 def test_too_few_texts_for_a_block_are_refused(oracle):
@@ -38,8 +43,9 @@ def test_statistics_equal_the_recorded(oracle, tmp_path):
     assert set(found) == set(expected)
     for name, s in expected.items():
         torch.testing.assert_close(found[name], s, rtol=1e-5, atol=1e-5 * s.max().item())
-    assert metadata == {"blocks": "10", "dtype": "float32", "tokens": "5120", "x": "1"}
-    assert told[-1][:2] == (10, 10)
+    model = model_digest(model_files(case.model("base")))
+    assert metadata == {"blocks": "10", "dtype": "float32", "model": model, "tokens": "5120", "x": "1"}
+    assert told[-1][0] == told[-1][1] == 10 * (case_layers(case) + 2)
 
 
 def test_statistics_of_a_tied_model_near_the_recorded_bf16_run(oracle, tmp_path):

@@ -1,0 +1,260 @@
+"""Run a model over samples and look at its activations: one decoder layer in memory at a time, or the whole model.
+
+The model's own forward runs, so masks, rotary embeddings and whatever differs from layer to layer are the
+architecture's own: each layer's forward is replaced for a moment by one that notes what it is called with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from merging.calibration.watch import Seen, Taps, Watch
+from merging.errors import InputError
+from merging.mapped_model import MappedModel
+
+
+@dataclass(frozen=True)
+class Step:
+    """One sample's way through one part of a model, of `parts`, and what was seen there, in the order of the calls."""
+
+    part: int
+    parts: int
+    sample: int
+    inputs: Seen
+    outputs: Seen
+
+
+@dataclass
+class States:
+    """How far a run has come: the hidden states of every sample, (1, length, width), about to enter `part`."""
+
+    part: int = 0
+    hidden: list[Tensor] = field(default_factory=list)
+
+
+class NotStreamable(Exception):
+    """The model's layers cannot be run one by one; run it whole."""
+
+
+class Stop(Exception):
+    """Ends a forward that has gone far enough."""
+
+
+def stream(
+    folder: str | Path,
+    samples: Sequence[Tensor],
+    *,
+    inputs: Watch | None = None,
+    outputs: Watch | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    states: States | None = None,
+) -> Iterator[Step]:
+    """Run a model over samples with one decoder layer in memory at a time: every sample through it, then the next.
+
+    `samples` are int64 token ids, each (length,), of any lengths; each runs alone, unpadded. Yields a Step for each
+    part and sample: first every sample through part 0, the embedding; then through parts 1 to L, the decoder layers;
+    then through the last, the final norm and the head. Two streams in lockstep compare two models with nothing stored.
+
+    `inputs(name, module)` is asked once for each module with a weight, and returns what to keep of its first input (a
+    function of that tensor, called at once) or None; `outputs` likewise for every module's output. Modules go by the
+    names of the checkpoint's tensors without `.weight` (a tied head: by its own); the modules of a mixture's experts,
+    which see the rows routed to them, are watched at their inputs alone. The head is computed only if its output is
+    watched.
+
+    Memory: a decoder layer, the hidden states (on `device`), and the embedding while part 0 runs. `states`, if given,
+    is where the run begins, and is kept up to date; it may be saved at the last sample of a part.
+
+    Raises InputError for a checkpoint that does not fit its configuration; NotStreamable, no later than in part 1, for
+    an architecture that cannot be run so.
+    """
+    run = Run(folder, inputs, outputs, dtype, device)
+    states = States() if states is None else states
+    parts, last = len(run.layers) + 2, len(samples) - 1
+    if not run.layers:
+        raise NotStreamable(f"{folder}: its decoder layers cannot be told")
+    run.mapped.load(run.always)
+    if states.part == 0:
+        run.mapped.load(run.embedding)
+        for sample, ids in enumerate(samples):
+            states.hidden.append(run.enter(ids, check=sample == 0))
+            if sample == last:
+                run.mapped.drop(run.embedding)
+                states.part = 1
+            yield Step(0, parts, sample, *run.taps.take(run.is_outside))
+    for part in range(states.part, parts - 1):
+        names = run.mapped.within(run.mapped.layers[part - 1])
+        run.mapped.load(names)
+        for sample, hidden in enumerate(states.hidden):
+            run.through(part - 1, hidden)
+            if sample == last:
+                run.mapped.drop(names)
+                states.part = part + 1
+            yield Step(part, parts, sample, *run.taps.take(run.is_within(part - 1)))
+    run.load_head()
+    for sample, hidden in enumerate(states.hidden):
+        run.leave(hidden)
+        yield Step(parts - 1, parts, sample, *run.taps.take(run.is_tail))
+
+
+def whole(
+    folder: str | Path,
+    samples: Sequence[Tensor],
+    *,
+    inputs: Watch | None = None,
+    outputs: Watch | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> Iterator[Step]:
+    """As `stream`, with the whole model in memory: one Step for each sample."""
+    run = Run(folder, inputs, outputs, dtype, device)
+    run.mapped.load_all()
+    for sample, ids in enumerate(samples):
+        run.forward(input_ids=ids[None].to(device))
+        yield Step(0, 1, sample, *run.taps.take(lambda _: True))
+
+
+class Run:
+    """A model in parts: what comes before its layers, each layer, what comes after."""
+
+    def __init__(self, folder: str | Path, inputs: Watch | None, outputs: Watch | None, dtype: torch.dtype, device):
+        self.mapped = MappedModel(folder, dtype, device)
+        if self.mapped.missing:
+            raise InputError(f"{folder}: tensor {min(self.mapped.missing)} is missing; fetch the model again")
+        model = self.mapped.model
+        self.layers = [model.get_submodule(name) for name in self.mapped.layers]
+        self.taps = Taps(self.mapped, inputs, outputs)
+        self.embedding = self._names(model.get_input_embeddings())
+        self.head = self._names(head := model.get_output_embeddings())
+        self.always = sorted(set(self.mapped.outside_layers()) - {*self.embedding, *self.head})
+        self._inside = tuple(layer + "." for layer in self.mapped.layers)
+        self._in_front: set[str] | None = None
+        self._calls: list[tuple[tuple, dict]] = []
+        self._calls_shape: torch.Size | None = None
+        self._head_runs = head is None or self.mapped.name_of(head) in self.taps.outputs_of
+        if not self._head_runs:
+            head.register_forward_pre_hook(stop)
+
+    def _names(self, module: nn.Module | None) -> list[str]:
+        return [] if module is None else self.mapped.within(self.mapped.name_of(module))
+
+    def is_outside(self, name: str) -> bool:
+        """Whether a module is part of no layer, nor a layer."""
+        return not (name + ".").startswith(self._inside)
+
+    def is_within(self, index: int) -> Callable[[str], bool]:
+        return lambda name: (name + ".").startswith(self._inside[index])
+
+    def is_tail(self, name: str) -> bool:
+        return self.is_outside(name) and name not in self._in_front
+
+    def load_head(self) -> None:
+        if self._head_runs:
+            tied = self.mapped.model.all_tied_weights_keys
+            self.mapped.load([*self.head, *(tied[name] for name in self.head if name in tied)])
+            self.mapped.tie()
+
+    @torch.no_grad()
+    def forward(self, **inputs) -> None:
+        """The model's forward, up to where it is stopped."""
+        with suppress(Stop):
+            self.mapped.model(**inputs, use_cache=False)
+
+    def enter(self, ids: Tensor, *, check: bool) -> Tensor:
+        """A sample's hidden states as the first layer gets them.
+
+        With `check`, raises NotStreamable if what else the layer gets is not what `calls` says.
+        """
+        caught = []
+
+        def first(*args, **kwargs):
+            caught.append(without_hidden(args, kwargs))
+            raise Stop
+
+        with replaced(self.layers[:1], lambda _: first):
+            self.forward(input_ids=ids[None].to(self.mapped.device))
+        hidden, rest = caught[0]
+        if check and not same(rest, self.calls(hidden)[0]):
+            raise NotStreamable(f"{self.mapped.folder}: what its layers get depends on the tokens")
+        return hidden
+
+    def calls(self, hidden: Tensor) -> list[tuple[tuple, dict]]:
+        """What each layer is called with besides hidden states of a shape; their values do not matter."""
+        if self._calls_shape != hidden.shape:
+            caught = {}
+
+            def note(index):
+                def forward(*args, **kwargs):
+                    caught[index] = without_hidden(args, kwargs)[1]
+                    if index == len(self.layers) - 1:
+                        raise Stop
+                    return hidden
+
+                return forward
+
+            with self.taps.aside() as self._in_front, replaced(self.layers, note):
+                try:
+                    self.forward(inputs_embeds=hidden)
+                except (TypeError, ValueError, NotImplementedError, AttributeError) as error:
+                    raise NotStreamable(f"{self.mapped.folder}: does not run on hidden states: {error}") from error
+            if len(caught) < len(self.layers):
+                raise NotStreamable(f"{self.mapped.folder}: not every layer is called")
+            self._calls, self._calls_shape = [caught[index] for index in range(len(self.layers))], hidden.shape
+        return self._calls
+
+    @torch.no_grad()
+    def through(self, index: int, hidden: Tensor) -> None:
+        """Run a layer on a sample's hidden states, in place."""
+        args, kwargs = self.calls(hidden)[index]
+        made = self.layers[index](hidden, *args, **kwargs)
+        if not isinstance(made, Tensor):
+            raise NotStreamable(f"{self.mapped.folder}: its layers give more than hidden states")
+        hidden.copy_(made)
+
+    def leave(self, hidden: Tensor) -> None:
+        """Run what comes after the last layer."""
+        if self._in_front is None:
+            self.calls(hidden)
+        with replaced(self.layers, lambda _: lambda *_, **__: hidden):
+            self.forward(inputs_embeds=hidden)
+
+
+def stop(*_) -> None:
+    raise Stop
+
+
+@contextmanager
+def replaced(layers: Sequence[nn.Module], forward: Callable[[int], Callable]) -> Iterator[None]:
+    """Give layers another forward within, the one for each index; attributes and hooks stay the layers' own."""
+    try:
+        for index, layer in enumerate(layers):
+            layer.forward = forward(index)
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
+
+
+def without_hidden(args: tuple, kwargs: dict) -> tuple[Tensor, tuple[tuple, dict]]:
+    """The hidden states a layer is called with, and the rest of its arguments."""
+    if args:
+        return args[0], (args[1:], kwargs)
+    return kwargs["hidden_states"], ((), {key: value for key, value in kwargs.items() if key != "hidden_states"})
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two arguments are equal, tensors within them by value."""
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, (tuple, list)):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
+    return type(one) is type(other)
