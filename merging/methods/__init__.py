@@ -11,7 +11,8 @@ from merging.methods.model_stock import MODEL_STOCK
 from merging.methods.pairs import ARCEE_FUSION, NEARSWAP, PASSTHROUGH
 from merging.methods.ram import RAM
 from merging.methods.sce import SCE
-from merging.methods.spherical import KARCHER, MULTISLERP, NUSLERP, SLERP
+from merging.methods.slerp import NUSLERP, SLERP
+from merging.methods.spherical_mean import KARCHER, MULTISLERP
 from merging.methods.task_arithmetic import TASK_ARITHMETIC
 from merging.methods.ties import TIES
 from merging.methods.widen import WIDEN

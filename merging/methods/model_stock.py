@@ -6,7 +6,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from merging.methods.definition import Group, Method, Over, Parameter, declare
-from merging.methods.spherical import inner_products
+from merging.methods.inner_products import inner_products
 
 if TYPE_CHECKING:
     from torch import Tensor
