@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from merging.aim import module_of, read_statistics, relax
 from merging.methods.random import masked
 from merging.methods.task_arithmetic import weighted_sum
 from merging.methods.ties import elect
@@ -57,6 +58,18 @@ def test_dare_with_recorded_masks(oracle, group, case_name, method):
         assert share_beyond_a_step(found, recorded, base, experts, density=0.3) <= 1e-3
 
 
+@pytest.mark.parametrize("omega", [0.0, 0.2, 0.4, 0.6, 1.0])
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
+def test_aim_after_dare_with_recorded_masks(oracle, group, method, omega):
+    case = oracle("llama_f32")
+    merged, base, _ = dare_with_masks(case, group, method)
+    statistics = read_statistics(case.statistics)
+    for name, weight in merged.items():
+        if module := module_of(name, tied=False):
+            merged[name] = relax(base[name], weight, statistics[module], omega)
+    assert furthest(merged, case.recorded("outputs", f"{method}_d0.3__aim_w{omega}")) <= 1e-6
+
+
 def dare_with_masks(case, group, method):
     """The merge with the recorded run's masks, its inputs read in the dtype that run worked in."""
     masks = case.recorded("masks", f"{method}_d0.3")
@@ -102,15 +115,34 @@ def test_bf16_task_arithmetic_within_one_step(oracle, tmp_path, without_postflig
     assert share_beyond_a_step(found, recorded, base, experts) <= 1e-3
 
 
-@pytest.mark.parametrize("case_name", ["llama_bf16", "llama_addtok_bf16", "qwen2_tied_bf16"])
-def test_bf16_ties_within_one_step_outside_the_cut(oracle, group, case_name):
+@pytest.mark.parametrize(
+    ("label", "method", "weights"), [("task_arithmetic_w", "task_arithmetic", (0.5, 0.3, 0.7)), ("ties", "ties", None)]
+)
+def test_bf16_weights_and_elections_within_one_step(oracle, tmp_path, without_postflight, label, method, weights):
+    case = oracle("llama_bf16")
+    found = case.merge(case.recipe(method, weights or (1, 1, 1), dtype="bfloat16"), tmp_path / "out")
+    recorded = case.recorded("outputs", label)
+    base, *experts = [as_recorded(case.weights(name), recorded) for name in ["base", *case.experts]]
+    assert share_beyond_a_step(found, recorded, base, experts) <= 1e-3
+
+
+@pytest.mark.parametrize(
+    ("case_name", "label", "weights"),
+    [
+        ("llama_bf16", "ties_d0.2", (1, 1, 1)),
+        ("llama_bf16", "ties_w_d0.6", (0.5, 1.0, 0.25)),
+        ("llama_addtok_bf16", "ties_d0.2", (1, 1, 1)),
+        ("qwen2_tied_bf16", "ties_d0.2", (1, 1, 1)),
+    ],
+)
+def test_bf16_ties_within_one_step_outside_the_cut(oracle, group, case_name, label, weights):
     """With the recorded masks: which of several equal bf16 magnitudes survive a cut is arbitrary in the recording."""
     case = oracle(case_name)
-    masks, recorded = case.recorded("masks", "ties_d0.2"), case.recorded("outputs", "ties_d0.2")
+    masks, recorded = case.recorded("masks", label), case.recorded("outputs", label)
     base, *experts = [as_recorded(case.weights(name), recorded) for name in ["base", *case.experts]]
     found = {}
     for name, weight in base.items():
-        tensors = group("ties", weight, [expert[name] for expert in experts])
+        tensors = group("ties", weight, [expert[name] for expert in experts], [{"weight": w} for w in weights])
         found[name] = elect(tensors, [d * masks[f"{name}#{i}"].bool() for i, d in enumerate(tensors.deltas())])
     assert share_beyond_a_step(found, recorded, base, experts) <= 1e-3
 
