@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,9 +39,9 @@ class Model:
 
     @property
     def table(self) -> int:
-        """How many rows its embedding and head have, as they are stored; 0 where there is neither."""
-        shapes = [entry.shape for name, entry in self.checkpoint.entries.items() if has_token_rows(name)]
-        return max((shape[0] for shape in shapes if shape), default=0)
+        """How many rows its embedding and head have, as they are stored; 0 where one is empty or there is neither."""
+        rows = [sum(entry.shape[:1]) for name, entry in self.checkpoint.entries.items() if has_token_rows(name)]
+        return max(rows) if rows and all(rows) else 0
 
     def matched(self, token_rows: TokenRows) -> Model:
         """This model with its rows of tokens as the output has them."""
@@ -185,18 +185,19 @@ def shape_problem(frame: Model, model: Model, ours: str, tensor: str) -> list[st
     return []
 
 
-def token_notes(frame: Model, model: Model) -> list[str]:
-    """A note where two tokenizers give a row of the embedding different tokens, and rows are merged by position."""
-    mine, theirs = token_by_id(frame.checkpoint.folder), token_by_id(model.checkpoint.folder)
-    different = [(index, token) for index, token in mine.items() if theirs.get(index, token) != token]
-    if not different:
-        return []
-    index, token = min(different)
-    return [
-        f"{model.name}: {len(different)} token ids stand for other tokens than in {frame.name} "
-        f"(id {index}: {theirs[index]!r}, not {token!r}); rows are merged by position: with tokenizer_source: union, "
-        "they are by token"
-    ]
+def token_notes(frame: Model, models: Iterable[Model]) -> list[str]:
+    """Notes where a tokenizer gives a row of the embedding another token than the frame's: rows go by position."""
+    mine, notes = token_by_id(frame.checkpoint.folder), []
+    for model in models:
+        theirs = token_by_id(model.checkpoint.folder)
+        different = [(index, token) for index, token in mine.items() if theirs.get(index, token) != token]
+        if different:
+            index, token = min(different)
+            notes.append(
+                f"{model.name}: {len(different)} token ids stand for other tokens than in {frame.name} (id {index}: "
+                f"{theirs[index]!r}, not {token!r}); rows are merged by position, with tokenizer_source: union by token"
+            )
+    return notes
 
 
 def token_by_id(folder: Path) -> dict[int, str]:

@@ -48,7 +48,7 @@ def match(recipe: Recipe, opened: dict[str, Model]) -> Matching:
         except InputError as error:
             problems += [f"{problem}, or use tokenizer_source: base" for problem in error.problems]
         if not model.table:
-            problems.append(f"{model.checkpoint.folder}: no embedding and no head with a row for each token")
+            problems.append(f"{model.checkpoint.folder}: no embedding whose rows are tokens, or an empty one")
     if problems:
         raise InputError(problems)
     if len(opened) < len(recipe.inputs):

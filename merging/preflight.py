@@ -93,10 +93,10 @@ def preflight(
     frame = opened.get(recipe.frame)
     placed = places(recipe, frame.tensors) if frame else {}
     if frame:
-        for model in opened.values():
-            if model is not frame:
-                problems += differences(frame, model) if not recipe.slices else config_problems(frame, model)
-                notes += token_notes(frame, model) if matching.key is None else []
+        others = [model for model in opened.values() if model is not frame]
+        for model in others:
+            problems += differences(frame, model) if not recipe.slices else config_problems(frame, model)
+        notes += token_notes(frame, others) if matching.key is None else []
         problems += stack_problems(frame, opened, placed) if recipe.slices else []
         notes += licence_notes(opened)
     outputs = {name: output(recipe, frame, name) for name in placed} if not problems else {}

@@ -29,7 +29,7 @@ class Tokenizer:
     added: Mapping[str, dict]
     kind: str | None
     own: frozenset[str]
-    merges: list[tuple[str, ...]]
+    merges: list[str | list[str]]
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
@@ -42,8 +42,9 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         own = dict(vocab) if isinstance(vocab, dict) else {entry[0]: i for i, entry in enumerate(vocab)}
         # a token that the algorithm knows keeps the id it has there: so the tokenizers library reads these files
         ids = {token: entry["id"] for token, entry in added.items()} | own
-        merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model.get("merges") or []]
+        merges = model.get("merges") or []
         good = all(isinstance(token, str) and type(id) is int and 0 <= id < 1 << 32 for token, id in ids.items())
+        good = good and all(isinstance(merge, str | list) for merge in merges)
     except FileNotFoundError:
         raise InputError(f"{folder}: there is no {FILE}, so its tokens are not known; save a fast tokenizer") from None
     except OSError as error:
@@ -51,7 +52,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: not a tokenizer: {' '.join(repr(error).split())}") from None
     if not good:
-        raise InputError(f"{path}: not a tokenizer: its tokens' ids must be numbers of 32 bits")
+        raise InputError(f"{path}: not a tokenizer: its ids must be numbers of 32 bits, its merges pairs of tokens")
     return Tokenizer(folder, ids, added, model.get("type"), frozenset(own), merges)
 
 

@@ -85,8 +85,13 @@ def unlike(base: Tokenizer, other: Tokenizer, frame: str, name: str) -> list[str
                 f"would need to cut text as {whose} does ({len(only)} such tokens); {advice}"
             ]
     for i, (mine, theirs) in enumerate(zip(base.merges, other.merges, strict=False)):
-        if mine != theirs:
-            return [f"{where}: merge {i} of {name} is {theirs}, but {mine} in {frame}; {advice}"]
+        if mine != theirs and pair(mine) != pair(theirs):
+            return [f"{where}: merge {i} of {name} is {pair(theirs)}, but {pair(mine)} in {frame}; {advice}"]
     if len(base.merges) != len(other.merges):
         return [f"{where}: {name} has {len(other.merges)} merges, {frame} has {len(base.merges)}; {advice}"]
     return []
+
+
+def pair(merge: str | list[str]) -> tuple[str, ...]:
+    """A merge's two tokens; older files join them with a space."""
+    return tuple(merge.split(" ") if isinstance(merge, str) else merge)

@@ -311,6 +311,30 @@ def test_a_heads_bias_has_a_number_for_each_token(make, tmp_path):
 
 
 @pytest.mark.usefixtures("without_postflight")
+def test_a_stack_takes_the_rows_of_its_first_and_last_slice_by_token(family, tmp_path):
+    def slice(model):
+        return {"sources": [{"model": model, "layer_range": [0, 1]}]}
+
+    stack = {"merge_method": "passthrough", "slices": [slice("base"), slice("two"), slice("one")]}
+    merge(Recipe.parse(stack | {"tokenizer_source": "union"}), tmp_path / "out", models=family)
+    out, base, one = (tensors_of(folder) for folder in (tmp_path / "out", family["base"], family["one"]))
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_hidden_layers"] == 3
+    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+    assert torch.equal(out[embedding], torch.cat([base[embedding], mean_row(base[embedding]).expand(3, 8)]))
+    # <eot> is in neither; <pad> and <tool> are the other way round in one
+    assert torch.equal(out[head], torch.cat([one[head][:16], mean_row(one[head])[None], one[head][[17, 16]]]))
+
+
+@pytest.mark.usefixtures("without_postflight")
+def test_a_config_within_the_config_tells_the_rows_too(family, tmp_path):
+    config = json.loads((family["base"] / "config.json").read_text())
+    (family["base"] / "config.json").write_text(json.dumps(config | {"text_config": {"vocab_size": 16, "x": 1}}))
+    merge(recipe(), tmp_path / "out", models=family)
+    found = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (found["vocab_size"], found["text_config"]) == (19, {"vocab_size": 19, "x": 1})
+
+
+@pytest.mark.usefixtures("without_postflight")
 def test_one_reading_makes_only_what_has_the_same_rows(family, tmp_path):
     """The union of fewer experts has other rows; base and a model each have their own."""
     recipes = [recipe(), recipe(order=("two",)), recipe(source="base"), recipe(source="one"), recipe("ties")]
@@ -480,6 +504,15 @@ def test_a_tokenizer_that_does_not_load_is_refused_before_the_merge(family):
     (family["base"] / "tokenizer.json").write_text(json.dumps(data))
     (problem,) = problems(family)
     assert "its tokenizer does not load in transformers" in problem
+
+
+def test_a_table_without_rows_is_refused(family, make):
+    def empty(tensors):
+        tensors["lm_head.weight"] = torch.zeros(0, 8)
+
+    family["one"] = make("empty", 1, change=empty)
+    (problem,) = problems(family)
+    assert "empty: no embedding whose rows are tokens, or an empty one" in problem
 
 
 def test_a_missing_model_is_told_beside_what_is_wrong_with_tokenizers(family):
