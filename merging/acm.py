@@ -17,7 +17,7 @@ from torch import Tensor
 
 from merging.errors import InputError
 from merging.layers import layer_of
-from merging.tensor_file import load_tensors, save_tensors
+from merging.tensor_file import load_tensors
 
 KIND = "mutual information"
 
@@ -34,14 +34,15 @@ class Consensus:
     base: str
     against: str
 
-    def save(self, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-        """Write one safetensors file: a vector by module, the rest as metadata."""
-        about = {"kind": KIND, "base": self.base, "against": self.against, "lengths": json.dumps(list(self.lengths))}
-        save_tensors(Path(path), self.information, {**(metadata or {}), **about})
+    @property
+    def about(self) -> dict[str, str]:
+        """The metadata of the file that keeps it, whose tensors are those of `information`."""
+        lengths = json.dumps(list(self.lengths))
+        return {"kind": KIND, "base": self.base, "against": self.against, "lengths": lengths}
 
     @classmethod
     def load(cls, path: str | Path) -> Consensus:
-        """What `save` wrote. Raises InputError naming the file, and the module that is wrong."""
+        """What a file keeps. Raises InputError naming the file, and the module that is wrong."""
         information, metadata = load_tensors(Path(path))
         if metadata.get("kind") != KIND:
             raise InputError(f"{path}: not the statistics ACM needs; make them with `mergeflow consensus`")

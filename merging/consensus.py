@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from merging.acm import Consensus
-from merging.calibration.stream import NotStreamable, Step, stream, whole
+from merging.calibration.partial import Partial
+from merging.calibration.stream import NotStreamable, States, Step, stream, whole
+from merging.digest import json_digest, model_digest, model_files
 from merging.errors import InputError
 from merging.inputs import differences, open_model
 from merging.layers import layer_of
 from merging.mutual_information import NotANumber, mutual_information
 from merging.vocabulary import HEADS
 
+VERSION = 1  # changes whenever the mutual information changes by more than rounding
 # the block of a decoder layer whose output stands for the layer, and the last linear of one that is no mixture
 BLOCK = re.compile(r"\.\d+\.(mlp|block_sparse_moe|feed_forward)$")
 LAST = ("down_proj", "dense_4h_to_h", "fc2", "c_proj")
@@ -48,42 +52,81 @@ def measure(
     base: str | Path,
     against: str | Path,
     samples: Sequence[Tensor],
-    digests: tuple[str, str],
+    out: str | Path,
     *,
     dtype: torch.dtype = torch.bfloat16,
     device: str = "cpu",
     progress: Callable[[int, int, str], None] | None = None,
+    digests: tuple[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Consensus:
-    """The mutual information of the outputs of two models, module by module, on samples of token ids (length,).
+    """Write the mutual information of two models' outputs on samples of token ids (length,) to the file `out`.
 
-    Of each decoder layer the output of its MLP (its last linear, or a mixture's whole block), of the modules outside
-    the layers their own. Both models run in `dtype`, layer by layer and side by side; what they give is rounded to
-    bfloat16. `digests` are of the two models, to tell later what was measured.
+    Of each decoder layer it is that of the outputs of its MLP (its last linear, or a mixture's whole block), of the
+    modules outside the layers of their own. Both models run in `dtype`, a decoder layer of each in memory at a time
+    (or whole, where they cannot be run so); what they give is rounded to bfloat16. A run that was interrupted goes on
+    from the last finished layer when it is called again.
 
-    Raises InputError where the two do not fit together, or an activation is NaN.
+    `digests` are the two models' where they are known; `metadata` goes into the file. Raises InputError where the two
+    do not fit together or an activation is NaN, TransientError if another process is making the same file.
     """
     models = [open_model(str(folder), Path(folder)) for folder in (base, against)]
     if problems := differences(*models):
         raise InputError(problems)
-    information: dict[str, Tensor] = {}
-    for ours, theirs in side_by_side((base, against), samples, dtype, device):
-        for (module, a), (_, b) in zip(ours.outputs, theirs.outputs, strict=True):
-            values = information.setdefault(module, torch.full((len(samples),), torch.nan, dtype=torch.float64))
-            values[ours.sample] = in_common(module, a, b, (base, against))
-        if progress:
-            done = ours.part * len(samples) + ours.sample + 1
-            progress(done, ours.parts * len(samples), f"part {ours.part + 1} of {ours.parts}")
-    refuse_unwatched(base, models[0].tensors, information)
-    return Consensus(information, [len(ids) for ids in samples], *digests)
-
-
-def side_by_side(folders, samples: Sequence[Tensor], dtype, device: str) -> Iterator[tuple[Step, Step]]:
-    """Both models' steps, a decoder layer of each in memory at a time; whole where they cannot be run so."""
-    settings = {"outputs": watch, "dtype": dtype, "device": device}
+    digests = digests or tuple(model_digest(model_files(folder)) for folder in (base, against))
+    lengths = [len(ids) for ids in samples]
+    contents = hashlib.sha256(torch.cat(list(samples)).numpy().tobytes()).hexdigest()
+    partial = Partial(Path(out), json_digest([VERSION, *digests, lengths, contents, str(dtype)]))
     try:
-        yield from zip(*(stream(folder, samples, **settings) for folder in folders), strict=True)
-    except NotStreamable:
-        yield from zip(*(whole(folder, samples, **settings) for folder in folders), strict=True)
+        run = Comparison((base, against), samples, {"outputs": watch, "dtype": dtype, "device": device})
+        try:
+            run.streamed(partial, progress)
+        except NotStreamable:
+            run.whole(progress)
+        refuse_unwatched(base, models[0].tensors, run.information)
+        found = Consensus(run.information, lengths, *digests)
+        partial.finish(run.information, {**(metadata or {}), **found.about, "dtype": str(dtype).split(".")[1]})
+    finally:
+        partial.release()
+    return found
+
+
+class Comparison:
+    """Two models running over the same samples, and what their outputs have in common, nats by module (samples,)."""
+
+    def __init__(self, folders: tuple[str | Path, str | Path], samples: Sequence[Tensor], settings: dict):
+        self.folders, self.samples, self.settings = folders, samples, settings
+        self.information: dict[str, Tensor] = {}
+
+    def streamed(self, partial: Partial, progress) -> None:
+        """Layer by layer, from where an earlier run got to."""
+        count = len(self.samples)
+        states = [States(), States()]
+        if left := partial.load(self.settings["device"]):
+            both, self.information, _ = left
+            self.information = {module: values.cpu() for module, values in self.information.items()}
+            states = [States(both.part, both.hidden[:count]), States(both.part, both.hidden[count:])]
+        pair = zip(self.folders, states, strict=True)
+        runs = [stream(folder, self.samples, states=one, **self.settings) for folder, one in pair]
+        for ours, theirs in zip(*runs, strict=True):
+            self.compare(ours, theirs, progress)
+            if ours.sample == count - 1 and ours.part < ours.parts - 1:
+                partial.save(States(states[0].part, states[0].hidden + states[1].hidden), self.information, {})
+
+    def whole(self, progress) -> None:
+        """With both models in memory."""
+        runs = [whole(folder, self.samples, **self.settings) for folder in self.folders]
+        for ours, theirs in zip(*runs, strict=True):
+            self.compare(ours, theirs, progress)
+
+    def compare(self, ours: Step, theirs: Step, progress) -> None:
+        count = len(self.samples)
+        for (module, a), (_, b) in zip(ours.outputs, theirs.outputs, strict=True):
+            values = self.information.setdefault(module, torch.full((count,), torch.nan, dtype=torch.float64))
+            values[ours.sample] = in_common(module, a, b, self.folders)
+        if progress:
+            done = ours.part * count + ours.sample + 1
+            progress(done, ours.parts * count, f"consensus, part {ours.part + 1} of {ours.parts}")
 
 
 def watch(name: str, module: nn.Module) -> Callable[[Tensor], Tensor] | None:

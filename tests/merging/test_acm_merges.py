@@ -31,7 +31,8 @@ def measure(family, tmp_path):
         values = {module: torch.rand(6, generator=generator, dtype=torch.float64) * 4 for module in MODULES}
         digests = {one: model_digest(model_files(family[one])) for one in family}
         path = tmp_path / f"{name}.consensus"
-        Consensus(values, list(range(6, 12)), digests["base"], digests.get(name, "any")).save(path)
+        given = Consensus(values, list(range(6, 12)), digests["base"], digests.get(name, "any"))
+        save_tensors(path, given.information, given.about)
         return path, lambdas(values, 0.7)
 
     return make
