@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from merging.engine import merge, merge_many
 from merging.errors import InputError
@@ -12,6 +13,7 @@ from merging.preflight import preflight
 from merging.recipe import Recipe
 from merging.tensor_file import load_tensors, save_tensors
 from merging.token_rows import TokenRows, mean_row, row_index
+from merging.tokenizer import write_tokenizer
 
 WORDS = ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(3, 16))]
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
@@ -139,6 +141,26 @@ def test_the_unions_tokenizer_encodes_as_the_bases_and_knows_the_added_tokens(fa
     assert out.decode([3, 18, 4, 17], skip_special_tokens=True) == out.decode([3, 4])
     listed = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()).get("added_tokens_decoder", {})
     assert ("18" in listed) == decoder
+
+
+@pytest.mark.parametrize("decoder", [False, True])
+@pytest.mark.parametrize("kind", ["LlamaTokenizer", "Qwen2Tokenizer", "TokenizersBackend"])
+def test_tokenizers_that_transformers_makes_anew_know_the_added_tokens(family, tmp_path, kind, decoder):
+    """Some classes take words from tokenizer.json, but added tokens from tokenizer_config.json if it has them."""
+    from transformers import AutoTokenizer
+
+    for folder, added in ((family["base"], []), (family["one"], ["<tool>"]), (family["two"], ["<pad>", "<tool>"])):
+        words = [*WORDS[:3], "▁", "Ġ", *"abcdefghijk"]
+        files = tokenizer(added, words=words, decoder=decoder, type="BPE", merges=[])
+        files["tokenizer_config.json"]["tokenizer_class"] = kind
+        for file, data in files.items():
+            (folder / file).write_text(json.dumps(data))
+    plan = preflight(recipe(), family)
+    write_tokenizer(family["base"], plan.matching.added, tmp_path)
+    (tmp_path / "config.json").write_bytes((family["base"] / "config.json").read_bytes())
+    base, out = (AutoTokenizer.from_pretrained(folder) for folder in (family["base"], tmp_path))
+    assert out("abc kid").input_ids == base("abc kid").input_ids
+    assert [i for i in out("ab<tool>c<pad>").input_ids if i > 3] == [*base.convert_tokens_to_ids(["a", "b"]), 17, 7, 16]
 
 
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_ties", "linear"])
@@ -534,7 +556,9 @@ def test_digests_tell_tokenizers_apart_by_content():
     assert len({*sources, padded}) == 5
     renamed = recipe(order=("hub/one", "two"), weights={"hub/one": 0.7, "two": 0.5}, source="hub/one")
     assert renamed.digest(models, None) == sources[2]
-    assert recipe(source=None, tokenizer={}).digest(models, None) == sources[1]
+    longer = recipe(source=None, tokenizer={})
+    assert longer.digest(models, None) == sources[1]
+    assert Recipe.parse(yaml.safe_load(longer.to_yaml())) == longer
     assert recipe(source=None).digest(models, None) == sources[0]
 
 
