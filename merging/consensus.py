@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from merging.acm import Consensus
 from merging.calibration.partial import Partial
 from merging.calibration.stream import NotStreamable, States, Step, stream, whole
+from merging.calibration.texts import refuse_unknown_tokens
 from merging.digest import json_digest, model_digest, model_files
 from merging.errors import InputError
 from merging.inputs import differences, open_model
@@ -32,7 +33,8 @@ def text_samples(
 ) -> list[Tensor]:
     """Each text as token ids of its own, int64 (length,), by a model's tokenizer with its special tokens.
 
-    The first `samples` that hold a token (None: all), cut to `longest` tokens (None: uncut). InputError for none.
+    The first `samples` that hold a token (None: all), cut to `longest` tokens (None: uncut). InputError for none, or
+    for a token the model does not have.
     """
     from transformers import AutoTokenizer
 
@@ -45,6 +47,7 @@ def text_samples(
             found.append(torch.tensor(ids, dtype=torch.int64))
     if not found:
         raise InputError("consensus: the texts give no token")
+    refuse_unknown_tokens("consensus", torch.cat(found)[None], model_dir)
     return found
 
 

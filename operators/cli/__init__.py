@@ -7,7 +7,7 @@ import sys
 import typer
 
 from merging.errors import InputError, MergeflowError, TransientError
-from operators.cli import aim, calibrate, check, evaluate, merge, study
+from operators.cli import aim, calibrate, check, consensus, evaluate, merge, study
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for command in (
@@ -17,6 +17,7 @@ for command in (
     merge.merge,
     aim.aim,
     calibrate.calibrate,
+    consensus.consensus,
     evaluate.evaluate,
 ):
     app.command()(command)
