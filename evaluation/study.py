@@ -6,7 +6,6 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -23,6 +22,7 @@ from evaluation.study_checks import cross_check
 from merging.errors import InputError
 from merging.methods import METHODS, validate_parameters
 from merging.validation import explain, suggest
+from merging.yaml_file import read_yaml
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
 PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$"  # no dot: it stands in task ids and before `.response_tokens`
@@ -39,20 +39,6 @@ def _as_method(value: Any) -> Any:
 
 def _as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
-
-
-class UniqueKeyLoader(yaml.SafeLoader):
-    """YAML itself lets the last of two equal keys win without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
 
 
 class MethodGrid(_Part):
@@ -149,14 +135,7 @@ class Study(_Part):
     def load(cls, path: str | Path) -> Study:
         """Read and validate a study file; every mistake in it is reported at once as one InputError."""
         path = Path(path)
-        try:
-            data = yaml.load(path.read_text(), Loader=UniqueKeyLoader)
-        except FileNotFoundError:
-            raise InputError(f"{path}: there is no such file") from None
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-            raise InputError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+        data = read_yaml(path)
         if data is None:
             raise InputError(f"{path}: the file is empty")
         if not isinstance(data, dict):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from merging.digest import json_digest
 from merging.errors import InputError
@@ -15,12 +15,19 @@ from merging.methods import METHODS, Method
 from merging.recipe_problems import TOKENIZER_WORDS, acm_problems, method_problems, tokenizer_problems
 from merging.settings import canonical, resolve
 from merging.validation import explain
+from merging.yaml_file import read_yaml
 
 AIM_VERSION = 1  # changes whenever the bytes that AIM gives change
 ACM_VERSION = 1  # likewise for ACM
 MERGED = "merged"  # stands for the plain merge where ACM needs to know what was measured
 VOCABULARY_VERSION = 1  # changes whenever rows are matched with tokens in another way
-Dtype = Literal["float64", "float32", "bfloat16", "float16"]
+Dtype = Annotated[
+    Literal["float64", "float32", "bfloat16", "float16"],
+    BeforeValidator(lambda value: value.removeprefix("torch.") if isinstance(value, str) else value),
+]
+Parameters = Annotated[
+    dict[str, Any], BeforeValidator(lambda value: {} if value is None else value)
+]  # a key left empty
 
 
 class Data(BaseModel):
@@ -33,7 +40,7 @@ class ModelEntry(Data):
     """A model to merge: a local path, hub id or s3 address, and the parameters that are its own."""
 
     model: str = Field(min_length=1)
-    parameters: dict[str, Any] = {}
+    parameters: Parameters = {}
 
 
 class Source(Data):
@@ -41,14 +48,14 @@ class Source(Data):
 
     model: str = Field(min_length=1)
     layer_range: tuple[int, int]
-    parameters: dict[str, Any] = {}
+    parameters: Parameters = {}
 
 
 class Slice(Data):
     """Layers of the output, merged from as many layers of each source."""
 
     sources: list[Source] = Field(min_length=1)
-    parameters: dict[str, Any] = {}
+    parameters: Parameters = {}
 
     @property
     def length(self) -> int:
@@ -101,7 +108,7 @@ class Recipe(Data):
     base_model: str | None = None
     models: list[ModelEntry] = []
     slices: list[Slice] | None = None
-    parameters: dict[str, Any] = {}
+    parameters: Parameters = {}
     dtype: Dtype | None = None
     out_dtype: Dtype | None = None
     random_seed: int = Field(0, ge=0)
@@ -114,12 +121,7 @@ class Recipe(Data):
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
         """The recipe in a YAML file. Raises InputError with every problem at once, the file's name before each."""
-        try:
-            data = yaml.safe_load(Path(path).read_text())
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        data = read_yaml(path)
         try:
             return cls.parse(data)
         except InputError as error:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from merging.errors import InputError
 from operators.cli.merge import statistics_of
 
 if TYPE_CHECKING:
@@ -17,13 +16,10 @@ if TYPE_CHECKING:
 
 def check(file: Annotated[Path, typer.Argument(help="a study or a recipe (YAML)")]) -> None:
     """Check a study or a recipe: keys, ranges, and that its models exist and fit together. Moves no weights."""
-    import yaml
+    from merging.yaml_file import read_yaml
 
-    text = _read(file)
-    try:
-        is_recipe = "merge_method" in (yaml.safe_load(text) or {})
-    except (yaml.YAMLError, TypeError):
-        is_recipe = False
+    data = read_yaml(file)
+    is_recipe = isinstance(data, dict) and "merge_method" in data
     if is_recipe:
         _check_recipe(file)
     else:
@@ -57,15 +53,6 @@ def _check_recipe(file: Path) -> None:
     print(f"  peak memory about {shown(plan.peak_memory)}")
     for note in plan.notes:
         print(f"  note: {note}")
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text()
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{file}: not a text file") from None
 
 
 def _sources(study: Study) -> Sources:

@@ -114,7 +114,7 @@ def test_all_mistakes_come_at_once(tmp_path):
     ]
 
 
-@pytest.mark.parametrize(("text", "says"), [("a: [", "not a YAML file"), ("- a", "a study is a YAML mapping")])
+@pytest.mark.parametrize(("text", "says"), [("a: [", "not valid YAML"), ("- a", "a study is a YAML mapping")])
 def test_what_is_no_study_at_all_is_said_in_one_line(tmp_path, text, says):
     path = tmp_path / "study.yaml"
     path.write_text(text)
@@ -138,7 +138,7 @@ def test_a_requirement_may_name_a_model_with_a_number_in_its_name(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere\.yaml: there is no such file"):
+    with pytest.raises(InputError, match=r"nowhere\.yaml: cannot be read: No such file or directory"):
         Study.load(tmp_path / "nowhere.yaml")
 
 

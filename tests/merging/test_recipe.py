@@ -81,6 +81,41 @@ def test_a_file_with_problems_is_named(tmp_path):
         Recipe.load(tmp_path / "none.yaml")
 
 
+MERGEKITS = """
+models:
+  - model: base
+    # No parameters necessary for base model
+  - model: one
+    parameters:
+      density: [1, 0.7, 0.1] # density gradient
+      weight: 1e-1
+  - model: two
+    parameters:
+merge_method: dare_ties
+base_model: base
+parameters:
+  int8_mask: true
+dtype: torch.bfloat16
+slices:
+"""
+
+
+def test_mergekits_spellings(tmp_path):
+    """Keys left empty, numbers without a point, torch's name before a dtype."""
+    (tmp_path / "r.yaml").write_text(MERGEKITS)
+    recipe = Recipe.load(tmp_path / "r.yaml")
+    assert recipe.dtype == "bfloat16"
+    assert [entry.model for entry in recipe.experts] == ["one", "two"]
+    assert recipe.settings(recipe.experts[0], t=0.25) == {"weight": 0.1, "density": pytest.approx(0.85)}
+    assert recipe.settings(recipe.experts[1]) == {"weight": 1.0, "density": 1.0}
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    (tmp_path / "r.yaml").write_text("merge_method: linear\nmodels: [{model: a}]\nmerge_method: ties\n")
+    with pytest.raises(InputError, match="r.yaml: not valid YAML: the key 'merge_method' stands twice"):
+        Recipe.load(tmp_path / "r.yaml")
+
+
 def test_yaml_round_trip():
     recipe = Recipe.parse(data(aim={"omega": 0.4}, random_seed=3, parameters={"lambda": 0.5}))
     again = Recipe.parse(yaml.safe_load(recipe.to_yaml()))
