@@ -14,9 +14,9 @@ from merging.checkpoint import Checkpoint
 from merging.errors import InputError
 from merging.layers import at_layer
 from merging.placement import Place
-from merging.token_rows import TokenRows
-from merging.tokenizer import read_tokenizer
 from merging.vocabulary import HEAD, embedding_of, has_token_rows, is_tied
+from merging.vocabulary.token_rows import TokenRows
+from merging.vocabulary.tokenizer import read_tokenizer
 
 SHOWN = 5  # lines about tensors per model; hundreds would say no more
 SAME_IN_CONFIG = ("model_type", "num_attention_heads", "num_key_value_heads")

@@ -24,9 +24,9 @@ from merging.inputs import (
     token_notes,
 )
 from merging.lambdas import Lambdas, read_lambdas
-from merging.matching import Matching, match, unmatched
 from merging.placement import Place, places
 from merging.recipe import Recipe
+from merging.vocabulary.matching import Matching, match, unmatched
 
 BLOCK = 1 << 17  # elements of a tensor that are merged at a time, if a row is no longer
 IMPORTS = 200_000_000  # bytes of anonymous memory that python, torch and this take before a merge

@@ -14,8 +14,8 @@ from merging.inputs import Model
 from merging.placement import stacked_layers
 from merging.preflight import Plan
 from merging.recipe import Recipe
-from merging.tokenizer import is_tokenizer_file, write_tokenizer
 from merging.vocabulary import has_token_rows
+from merging.vocabulary.tokenizer import is_tokenizer_file, write_tokenizer
 
 GENERATION = "generation_config.json"
 # the keys of a config and a generation config whose values are token ids end so

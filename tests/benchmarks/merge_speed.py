@@ -2,7 +2,7 @@
 
 Makes synthetic Llama checkpoints (a base and three experts, bf16) once, then merges them with every method asked for,
 each in a process of its own. Times are of the weights, warm cache; hashing, postflight, the card and compiling the
-kernels (once on a machine) are not counted.
+kernels (once on a machine) are not counted, but in the run that says so.
 
     python tests/benchmarks/merge_speed.py --size 0.5B --folder /var/tmp/mergeflow-benchmark
     python tests/benchmarks/merge_speed.py --mergekit /path/to/venv/bin/mergekit-yaml     # beside mergekit
@@ -34,6 +34,7 @@ RUNS = {
     "dare_linear d=0.2": ("dare_linear", {"density": 0.2}, [None]),
     "dare_ties d=0.2": ("dare_ties", {"density": 0.2}, [None]),
     "widen": ("widen", {}, [None]),
+    "ties d=0.2, hashed, loaded and run": ("ties", {"density": 0.2}, [None]),
     "task_arithmetic, five omegas": ("task_arithmetic", {"lambda": 0.5}, [0.2, 0.3, 0.4, 0.5, 0.6]),
 }
 
@@ -137,7 +138,9 @@ def child(folder: Path, label: str, rounds: int) -> None:
     from merging.recipe import Recipe
 
     method, parameters, omegas = RUNS[label]
-    engine.finish = lambda one, *_: one.folder.discard()
+    whole = label.endswith("run")
+    if not whole:
+        engine.finish = lambda one, *_: one.folder.discard()
     recipes = [
         Recipe.parse(
             {
@@ -155,7 +158,8 @@ def child(folder: Path, label: str, rounds: int) -> None:
     watcher = threading.Thread(target=peak_anonymous, args=(stop, peak))
     watcher.start()
     found = []
-    for _ in range(rounds):
+    for _ in range(1 if whole else rounds):
+        shutil.rmtree(folder / "out", ignore_errors=True)
         floor_seconds = floor(folder, len(omegas))
         before, started = cpu_seconds(), time.perf_counter()
         engine.merge_many(
@@ -163,7 +167,7 @@ def child(folder: Path, label: str, rounds: int) -> None:
             [folder / "out" / str(i) for i in range(len(recipes))],
             models={name: folder / name for name in names},
             statistics=folder / "statistics.safetensors",
-            digests={name: name for name in names},
+            digests=None if whole else {name: name for name in names},
         )
         found.append((time.perf_counter() - started, cpu_seconds() - before, floor_seconds))
     stop.set()
@@ -219,6 +223,7 @@ def main() -> None:
         ratio = found["seconds"] / found["floor"]
         figures = f"{found['floor']:.2f} | {found['seconds']:.2f} | {ratio:.2f} | {found['cpu']:.2f}"
         print(f"| {label} | {figures} | {found['memory'] / 1e6:.0f} |", flush=True)
+    shutil.rmtree(folder / "out", ignore_errors=True)
     if options.mergekit:
         print(f"\nmergekit, ties d=0.2: {mergekit_seconds(folder, options.mergekit):.1f} CPU-seconds")
 

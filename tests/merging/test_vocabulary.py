@@ -12,8 +12,8 @@ from merging.errors import InputError
 from merging.preflight import preflight
 from merging.recipe import Recipe
 from merging.tensor_file import load_tensors, save_tensors
-from merging.token_rows import TokenRows, mean_row, row_index
-from merging.tokenizer import write_tokenizer
+from merging.vocabulary.token_rows import TokenRows, mean_row, row_index
+from merging.vocabulary.tokenizer import write_tokenizer
 
 WORDS = ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(3, 16))]
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")

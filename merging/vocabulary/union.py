@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from merging.errors import InputError
-from merging.tokenizer import Tokenizer
+from merging.vocabulary.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from merging.digest import json_digest
 from merging.errors import InputError
 from merging.inputs import Model
 from merging.recipe import Recipe
-from merging.token_rows import TokenRows, row_index
-from merging.tokenizer import Tokenizer, check_loads, read_tokenizer
-from merging.union import Vocabulary, of_model, union
+from merging.vocabulary.token_rows import TokenRows, row_index
+from merging.vocabulary.tokenizer import Tokenizer, check_loads, read_tokenizer
+from merging.vocabulary.union import Vocabulary, of_model, union
 
 SHOWN = 3  # tokens named in a note
 
