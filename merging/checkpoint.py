@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from merging.errors import InputError
+from merging.links import stays_inside
 from merging.tensor_file import Entry, read_header, without_duplicates
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -109,8 +110,8 @@ def inside(folder: Path, name: str) -> Path:
     path = folder / name
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or pure.suffix != ".safetensors":
         raise InputError(f"{folder / INDEX}: shard {name!r} is not a safetensors file inside the folder")
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"{path}: is a link that leaves the folder; copy the file itself")
+    if not stays_inside(folder, path):
+        raise InputError(f"{path}: is a link that leaves the folder; put the file itself there")
     if not path.exists():
         raise InputError(f"{folder / INDEX}: shard {name!r} is missing; fetch it again")
     return path

@@ -11,8 +11,10 @@ import torch
 import yaml
 
 from merging.checkpoint import Checkpoint
+from merging.digest import is_model_file
 from merging.errors import InputError
 from merging.layers import at_layer
+from merging.links import stays_inside
 from merging.placement import Place
 from merging.vocabulary import HEAD, embedding_of, has_token_rows, is_tied
 from merging.vocabulary.token_rows import TokenRows
@@ -71,6 +73,7 @@ def open_model(name: str, folder: Path) -> Model:
     """An input's config and headers. Raises InputError with what is wrong with either."""
     if not folder.is_dir():
         raise InputError(f"{name}: no such folder: {folder}")
+    refuse_links(folder)
     problems, config, checkpoint = [], {}, None
     try:
         config = read_config(folder / "config.json")
@@ -89,6 +92,17 @@ def open_model(name: str, folder: Path) -> Model:
         if not tensor.endswith(IGNORED) and not (tied and tensor == HEAD)
     }
     return Model(name, checkpoint, config, tied, tensors)
+
+
+def refuse_links(folder: Path) -> None:
+    """Raises InputError for files of a model that are links out of its folder: a merge would copy what they lead to."""
+    problems = [
+        f"{path}: is a link that leaves the folder; put the file itself there"
+        for path in sorted(folder.rglob("*"))
+        if is_model_file(path.relative_to(folder).as_posix()) and not stays_inside(folder, path)
+    ]
+    if problems:
+        raise InputError(problems)
 
 
 def read_config(path: Path) -> dict:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from merging import aim
+from merging.chat_template import chosen_template
 from merging.errors import InputError
 from merging.inputs import (
     SHOWN,
@@ -99,6 +100,11 @@ def preflight(
         notes += token_notes(frame, others) if matching.key is None else []
         problems += stack_problems(frame, opened, placed) if recipe.slices else []
         notes += licence_notes(opened)
+    if recipe.chat_template and not problems:
+        try:
+            chosen_template(recipe, opened)
+        except InputError as error:
+            problems += error.problems
     outputs = {name: output(recipe, frame, name) for name in placed} if not problems else {}
     vectors = None
     if recipe.aim and not problems:

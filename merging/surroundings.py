@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections import Counter
 from pathlib import Path
 
+from merging.chat_template import chosen_template, write_chat_template
 from merging.digest import is_model_file
 from merging.errors import InputError
 from merging.inputs import Model
@@ -35,7 +35,7 @@ def copy_surroundings(plan: Plan, recipe: Recipe, folder: Path) -> None:
     if donor.name != recipe.frame:
         write_generation_config(source, donor, folder)
     if recipe.chat_template:
-        write_chat_template(chosen_template(plan, recipe), folder)
+        write_chat_template(chosen_template(recipe, plan.models), folder)
 
 
 def write_config(plan: Plan, recipe: Recipe, path: Path) -> None:
@@ -83,37 +83,3 @@ def read_json(path: Path) -> dict | None:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path}: not valid JSON: {error}") from None
-
-
-def chosen_template(plan: Plan, recipe: Recipe) -> str:
-    """The recipe's chat template: a Jinja text itself, or with `auto` the one most inputs have."""
-    if recipe.chat_template != "auto":
-        if "{{" not in recipe.chat_template and "{%" not in recipe.chat_template:
-            raise InputError(f"chat_template: expected auto or a Jinja template, found {recipe.chat_template!r}")
-        return recipe.chat_template
-    found = [template for model in plan.models.values() if (template := chat_template(model.checkpoint.folder))]
-    if not found:
-        raise InputError("chat_template: auto, but none of the models has a chat template")
-    return Counter(found).most_common(1)[0][0]
-
-
-def chat_template(folder: Path) -> str | None:
-    """A model's chat template, from its own file or its tokenizer_config.json."""
-    if (folder / "chat_template.jinja").exists():
-        return (folder / "chat_template.jinja").read_text()
-    try:
-        template = json.loads((folder / "tokenizer_config.json").read_text()).get("chat_template")
-    except (OSError, ValueError):
-        return None
-    return template if isinstance(template, str) else None
-
-
-def write_chat_template(template: str, folder: Path) -> None:
-    """Put a chat template beside the tokenizer, and take any other away."""
-    (folder / "chat_template.jinja").write_text(template)
-    (folder / "chat_template.json").unlink(missing_ok=True)
-    path = folder / "tokenizer_config.json"
-    if path.exists():
-        config = json.loads(path.read_text())
-        if config.pop("chat_template", None) is not None:
-            path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")

@@ -78,6 +78,8 @@ def parse_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
         text = file.read(length)
     try:
         header = json.loads(text, object_pairs_hook=without_duplicates)
+    except Refused:
+        raise
     except (ValueError, RecursionError) as error:
         raise Refused(f"not a safetensors file: bad header ({error})") from None
     if not isinstance(header, dict):

@@ -20,9 +20,7 @@ def merge(
     shard_size: Annotated[
         str | None, typer.Option(help="cut the weights into files of at most this size: bytes, or 5GB, 500MB, 2GiB")
     ] = None,
-    device: Annotated[
-        Literal["cpu", "cuda", "auto"], typer.Option(help="auto: a GPU where there is one")
-    ] = "cpu",
+    device: Annotated[Literal["cpu", "cuda", "auto"], typer.Option(help="auto: a GPU where there is one")] = "cpu",
 ) -> None:
     """Merge local checkpoints by a recipe; model paths count from the current folder.
 
@@ -46,6 +44,8 @@ def merge(
             device=best_device() if device == "auto" else device,
         )
     print(f"{out}: {done['tensors']} tensors, {shown(done['bytes_written'])} in {done['seconds']:.1f} s")
+    for note in done["notes"]:
+        print(f"  note: {note}")
 
 
 def statistics_of(recipe: Recipe) -> Path | None:

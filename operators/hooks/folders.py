@@ -11,6 +11,7 @@ import yaml
 
 from merging.digest import file_sha256, json_digest
 from merging.errors import InputError
+from merging.links import stays_inside
 from operators.hooks.object_store import MANIFEST, ObjectStore
 from operators.hooks.transfer import append_to
 
@@ -53,10 +54,8 @@ class LocalModel:
 
     def _path(self, name: str) -> Path:
         path = self.folder / name
-        real, root = path.resolve(), self.folder.resolve()
-        # The hub's own cache links each file of a snapshot to ../../blobs; any other link may lead to a secret.
-        if not (real.is_relative_to(root) or real.parent == root.parent.parent / "blobs"):
-            raise InputError(f"{path}: a link to {real}, outside the model's folder: put the file itself there")
+        if not stays_inside(self.folder, path):
+            raise InputError(f"{path}: is a link that leaves the folder; put the file itself there")
         return path
 
     def _sha256(self, path: Path) -> str:

@@ -174,17 +174,6 @@ def test_integer_tensors_are_carried_over_when_all_agree(family, make_model, tmp
         merge(recipe(), tmp_path / "bad", models=folders)
 
 
-@pytest.mark.usefixtures("without_postflight")
-def test_a_chat_template_replaces_the_bases(family, tmp_path):
-    (family["base"] / "tokenizer_config.json").write_text(json.dumps({"chat_template": "old", "eos_token": "x"}))
-    merge(recipe(chat_template="{{ messages }}"), tmp_path / "out", models=family)
-    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages }}"
-    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == {"eos_token": "x"}
-    (family["two"] / "chat_template.jinja").write_text("newer")
-    merge(recipe(chat_template="auto"), tmp_path / "auto", models={**family, "one": family["two"]})
-    assert (tmp_path / "auto" / "chat_template.jinja").read_text() == "newer"
-
-
 def test_a_full_disk_is_told_before_a_byte_is_written(family, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1500})
     monkeypatch.setattr("merging.disk.shutil.disk_usage", lambda path: usage)

@@ -32,9 +32,12 @@ def test_a_weight_that_is_not_a_number_stops_the_merge(refused, folder, edit_wei
 
 
 def test_weights_are_cut_into_files_of_a_size(run, folder):
+    for name in ("base", "math"):
+        (folder / name / "README.md").write_text(f"---\nlicense: {name}s-own\n---\n")
     status, out, _ = run("merge", "recipe.yaml", "out", "--shard-size", "1.5MB", "--device", "auto")
     assert status == 0
     assert out.startswith("out: 57 tensors, 2.5 MB in ")
+    assert "note: the inputs' licences differ: base: bases-own, math: maths-own" in out
     files = {entry.file for entry in Checkpoint(folder / "out").entries.values()}
     assert [file.stat().st_size < 1_510_000 for file in files] == [True, True]
     assert "mergeflow merge recipe.yaml OUT --shard-size 1500000" in (folder / "out" / "README.md").read_text()

@@ -106,7 +106,7 @@ def test_links_out_of_a_folder_are_refused(sources, make_model, write_folder, tm
     folder = write_folder("local", make_model())
     write_folder("elsewhere", {"secret": b"x"})
     (folder / "tokenizer.model").symlink_to(tmp_path / "elsewhere" / "secret")
-    with pytest.raises(InputError, match="tokenizer.model: a link to .*secret, outside the model's folder"):
+    with pytest.raises(InputError, match="tokenizer.model: is a link that leaves the folder"):
         sources.resolve("./local", tmp_path)
 
 
