@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
+from evaluation.informed import Way
 from evaluation.study import Study
 from merging.methods import METHODS
 from merging.recipe import Recipe
@@ -21,6 +23,7 @@ class Candidate:
     combination: tuple[str, ...]
     informed: str
     omega: float | None
+    t: float | None
     recipe: Recipe
 
 
@@ -31,18 +34,24 @@ def expand(study: Study, references: Mapping[str, str] | None = None) -> list[Ca
     by default the sources in the file.
     """
     references = references or study.sources
-    return [
-        _candidate(study, references, combination, grid.merge_method, parameters, omega)
-        for combination in study.expert_combinations()
-        for grid in study.methods
-        for parameters in grid.points()
-        for omega in _omegas(study)
-    ]
+    ways = [way for informed in study.informed for way in informed.ways()]
+    found: list[Candidate] = []
+    for combination in study.expert_combinations():
+        for grid in study.methods:
+            method = grid.merge_method
+            for given, way in product(grid.points(), ways):
+                replaced = way.replaces_parameters(method)
+                one = _candidate(study, references, combination, method, {} if replaced else given, way)
+                if not (replaced and one in found):
+                    found.append(one)
+    return found
 
 
-def _omegas(study: Study) -> list[float | None]:
-    """None stands for the plain merge."""
-    return [omega for informed in study.informed for omega in (informed.aim.omega if informed.aim else [None])]
+def plain(candidate: Candidate) -> Candidate:
+    """The same merge, not informed by activations."""
+    name = f"{label(candidate.method, candidate.parameters, Way())} {'+'.join(candidate.combination)}"
+    recipe = candidate.recipe.model_copy(update={"aim": None, "acm": None})
+    return replace(candidate, name=name, informed="plain", omega=None, t=None, recipe=recipe)
 
 
 def _candidate(
@@ -51,7 +60,7 @@ def _candidate(
     combination: tuple[str, ...],
     method: str,
     parameters: dict[str, Any],
-    omega: float | None,
+    way: Way,
 ) -> Candidate:
     recipe: dict[str, Any] = {
         "merge_method": method,
@@ -59,26 +68,25 @@ def _candidate(
         "models": [{"model": references[expert]} for expert in combination],
         "parameters": parameters,
         "random_seed": study.seed,
+        **way.keys,
     }
-    if omega is not None:
-        recipe["aim"] = {"omega": omega}
     return Candidate(
-        name=f"{label(method, parameters, omega)} {'+'.join(combination)}",
+        name=f"{label(method, parameters, way)} {'+'.join(combination)}",
         method=method,
         parameters=parameters,
         combination=combination,
-        informed="plain" if omega is None else "aim",
-        omega=omega,
+        informed=way.name,
+        omega=way.omega,
+        t=way.t,
         recipe=Recipe.parse(recipe),
     )
 
 
-def label(method: str, parameters: Mapping[str, Any], omega: float | None) -> str:
+def label(method: str, parameters: Mapping[str, Any], way: Way) -> str:
     """A merge in a few characters: `ties(d=0.5)+aim(w=0.4)`; only what the study sets is shown."""
     declared = METHODS[method].parameters
     shown = ",".join(f"{declared[key].symbol}={_short(value)}" for key, value in parameters.items())
-    informed = "" if omega is None else f"+aim(w={_short(omega)})"
-    return f"{method}({shown}){informed}" if shown else f"{method}{informed}"
+    return f"{method}({shown}){way.label}" if shown else f"{method}{way.label}"
 
 
 def _short(value: Any) -> str:

@@ -12,7 +12,13 @@ from evaluation.front_view import Axis, Row, axes, axis_pairs, colours, combinat
 
 __all__ = ["front_figure", "front_html", "front_png", "table_markdown"]
 
-SYMBOLS = {"plain": "circle", "aim": "diamond"}
+SYMBOLS = {
+    "plain": "circle",
+    "aim": "diamond",
+    "acm": "star",
+    "acm_uniform": "hexagon",
+    "acm_shuffled": "cross",
+}
 INPUT_SYMBOLS = {"base": "x", "expert": "triangle-up"}
 
 

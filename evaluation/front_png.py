@@ -17,7 +17,7 @@ from matplotlib.transforms import Bbox
 
 from evaluation.front_view import Axis, Row, axis_pairs, colours, combination, ordered, staircase
 
-MARKERS = {"plain": "o", "aim": "D"}
+MARKERS = {"plain": "o", "aim": "D", "acm": "*", "acm_uniform": "h", "acm_shuffled": "P"}
 INPUT_MARKERS = {"base": "X", "expert": "^"}
 NUMBERED = 30
 """More candidates than this are drawn without a number and left out of the key."""
@@ -142,7 +142,13 @@ def _legend(rows: Sequence[Row]) -> list[Line2D]:
         )
 
     informed = dict.fromkeys(row["informed"] for row in rows if row["kind"] == "candidate")
-    names = {"plain": "plain merge", "aim": "with AIM"}
+    names = {
+        "plain": "plain merge",
+        "aim": "with AIM",
+        "acm": "with ACM",
+        "acm_uniform": "with ACM's mean lambda",
+        "acm_shuffled": "with ACM's lambdas shuffled",
+    }
     return [
         *(entry("o", name, colour) for name, colour in colours(rows).items()),
         *(entry(MARKERS.get(one, "s"), names.get(one, one)) for one in sorted(informed, reverse=True)),

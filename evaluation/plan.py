@@ -5,16 +5,11 @@ The digests are known before anything is computed, so whoever runs the plan can 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from evaluation.benchmark import Benchmark, score_digest
-from evaluation.candidates import expand
 from evaluation.study import Study
-from merging.digest import calibration_digest, json_digest
-from merging.errors import InputError
 
 
 class _Part(BaseModel):
@@ -41,8 +36,22 @@ class PlannedCalibration(_Part):
     block: int
 
 
+class PlannedConsensus(_Part):
+    """What ACM needs: the base against an expert or a plain merge, by its name, on texts as for PlannedCalibration."""
+
+    digest: str
+    against: str
+    texts: dict[str, str]
+    samples: int
+    longest: int | None
+
+
 class PlannedCandidate(_Part):
-    """A merge to make and measure; `scores` holds each benchmark's score digest."""
+    """A merge to make and measure; `scores` holds each benchmark's score digest.
+
+    `consensus` holds the digests of what ACM needs, by what the recipe measures. `plain` names the plain merge that has
+    to be there before.
+    """
 
     name: str
     kind: Literal["candidate"] = "candidate"
@@ -51,15 +60,19 @@ class PlannedCandidate(_Part):
     combination: list[str]
     informed: str
     omega: float | None
+    t: float | None = None
     recipe: dict[str, Any]
     digest: str
     scores: dict[str, str]
+    consensus: dict[str, str] = {}
+    plain: str | None = None
 
 
 class StudyPlan(_Part):
     """One run of a study, fixed when it starts: later edits of the study file do not reach it.
 
-    `missing` holds the digests that the run has to make; the rest is there already.
+    `stages` are plain merges that are no candidates, made for ACM to measure. `missing` holds the digests that the run
+    has to make; the rest is there already.
     """
 
     study: Study
@@ -69,13 +82,35 @@ class StudyPlan(_Part):
     models: list[PlannedModel]
     calibration: PlannedCalibration | None
     candidates: list[PlannedCandidate]
+    stages: list[PlannedCandidate] = []
+    consensus: list[PlannedConsensus] = []
     missing: frozenset[str] = frozenset()
 
     def to_fetch(self) -> list[str]:
         return [model.name for model in self.models if model.digest in self.missing]
 
     def to_calibrate(self) -> list[str]:
-        return ["base"] if self.calibration and self.calibration.digest in self.missing else []
+        """`base` for AIM's statistics, and the experts that ACM measures against it."""
+        names = ["base"] if self.calibration and self.calibration.digest in self.missing else []
+        experts = [model.name for model in self.models]
+        return names + [one.against for one in self.consensus if one.against in experts and one.digest in self.missing]
+
+    def to_compare(self, combination: str) -> list[str]:
+        """Plain merges (of one combination) that ACM has yet to measure against the base."""
+        merges = [one.name for one in [*self.candidates, *self.stages] if "+".join(one.combination) == combination]
+        return [one.against for one in self.consensus if one.against in merges and one.digest in self.missing]
+
+    def to_merge(self, combination: str, *, scaled: bool) -> list[str]:
+        """Merges (of one combination) that lack their checkpoint: those that ACM scales after a plain merge was
+        measured, or all others."""
+        stages = [one for one in self.stages if one.name in self.to_compare(combination)]
+        return [
+            one.name
+            for one in [*self.candidates, *stages]
+            if "+".join(one.combination) == combination
+            and one.digest in self.missing
+            and (one.plain is not None) == scaled
+        ]
 
     def to_measure(self) -> list[str]:
         """Input models that lack a score."""
@@ -95,7 +130,7 @@ class StudyPlan(_Part):
         scores = [digest for member in [*self.models, *self.candidates] for digest in member.scores.values()]
         steps = {
             "fetch": [model.digest for model in self.models],
-            "calibrate": [self.calibration.digest] if self.calibration else [],
+            "calibrate": [one.digest for one in [self.calibration, *self.consensus] if one],
             "merge": [candidate.digest for candidate in self.candidates],
             "benchmark": scores,
         }
@@ -106,82 +141,8 @@ class StudyPlan(_Part):
 
     def member(self, name: str) -> PlannedModel | PlannedCandidate:
         """An input model or a candidate, by the name it has in the study."""
-        return next(member for member in [*self.models, *self.candidates] if member.name == name)
+        return next(member for member in [*self.models, *self.candidates, *self.stages] if member.name == name)
 
-
-def plan_study(
-    study: Study,
-    run: str,
-    resolved: Mapping[str, Mapping[str, Any]],
-    *,
-    texts: Mapping[str, str] | None = None,
-    force: bool = False,
-    promote: bool = True,
-) -> StudyPlan:
-    """Lay out one run of `study`.
-
-    `resolved` gives for `base` and every expert at least {"digest", "reference"}; `texts` says what
-    to calibrate on (see PlannedCalibration), where that is needed.
-    """
-    _refuse_copies(resolved)
-    models = [
-        PlannedModel(
-            name=name,
-            kind="base" if name == "base" else "expert",
-            reference=found["reference"],
-            digest=found["digest"],
-            resolved=dict(found),
-            scores=_scores(study.benchmarks, found["digest"]),
-        )
-        for name, found in resolved.items()
-    ]
-    calibration = None
-    if study.needs_calibration and study.calibration and texts:
-        given = study.calibration
-        text_digest = texts.get("sha256") or json_digest(dict(texts))
-        digest = calibration_digest(resolved["base"]["digest"], text_digest, given.samples, given.block)
-        calibration = PlannedCalibration(digest=digest, texts=dict(texts), samples=given.samples, block=given.block)
-    return StudyPlan(
-        study=study,
-        run=run,
-        force=force,
-        promote=promote,
-        models=models,
-        calibration=calibration,
-        candidates=_candidates(study, models, calibration),
-    )
-
-
-def _refuse_copies(resolved: Mapping[str, Mapping[str, Any]]) -> None:
-    first: dict[str, str] = {}
-    for name, found in resolved.items():
-        other = first.setdefault(found["digest"], name)
-        if other != name:
-            raise InputError(f"{name}: the same model as {other}, byte for byte; name another or leave one out")
-
-
-def _candidates(
-    study: Study, models: list[PlannedModel], calibration: PlannedCalibration | None
-) -> list[PlannedCandidate]:
-    digests = {model.reference: model.digest for model in models}
-    planned = []
-    for candidate in expand(study, {model.name: model.reference for model in models}):
-        digest = candidate.recipe.digest(digests, calibration.digest if calibration and candidate.recipe.aim else None)
-        planned.append(
-            PlannedCandidate(
-                name=candidate.name,
-                method=candidate.method,
-                parameters=dict(candidate.parameters),
-                combination=list(candidate.combination),
-                informed=candidate.informed,
-                omega=candidate.omega,
-                recipe=candidate.recipe.model_dump(mode="json", exclude_none=True),
-                digest=digest,
-                scores=_scores(study.benchmarks, digest),
-            )
-        )
-    return planned
-
-
-def _scores(benchmarks: Mapping[str, Benchmark], model_digest: str) -> dict[str, str]:
-    return {name: score_digest(benchmark, model_digest) for name, benchmark in benchmarks.items()}
+    def consensus_of(self, name: str) -> PlannedConsensus:
+        """What ACM needs of an expert or a plain merge."""
+        return next(one for one in self.consensus if one.against == name)

@@ -80,6 +80,7 @@ def _row(member: Any, scores: Mapping[str, Mapping[str, Any]], missing: frozense
             "combination": member.combination,
             "informed": member.informed,
             "omega": member.omega,
+            "t": member.t,
         }
     row["scores"] = {benchmark: dict(scores[digest]) for benchmark, digest in member.scores.items()}
     row["reused"] = missing.isdisjoint({member.digest, *member.scores.values()})

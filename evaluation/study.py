@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from evaluation.benchmark import Benchmark
+from evaluation.informed import Informed
 from evaluation.study_checks import cross_check
 from merging.errors import InputError
 from merging.methods import METHODS, validate_parameters
@@ -64,31 +65,11 @@ class MethodGrid(_Part):
         return [dict(zip(self.parameters, point, strict=True)) for point in product(*axes)]
 
 
-class AimGrid(_Part):
-    omega: Annotated[list[Annotated[float, Field(ge=0, le=1)]], BeforeValidator(_as_list), Field(min_length=1)] = [0.4]
-
-
-class Informed(_Part):
-    """How a merge is informed by activations: `plain` (not at all) or by AIM at each omega."""
-
-    aim: AimGrid | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_word(cls, value: Any) -> Any:
-        if value == "plain":
-            return {}
-        if value == "aim":
-            return {"aim": {}}
-        if isinstance(value, str):
-            raise ValueError(f"{value!r} is not a way to inform a merge; valid: plain, aim")
-        return value
-
-
 class Calibration(_Part):
     """The texts whose activations inform the merges: a JSONL file, or a field of a data set on the hub.
 
-    The published setting (arXiv 2502.02421) is 256 samples of the Pile's validation split in blocks of 512 tokens.
+    AIM joins them and cuts blocks; the published setting (arXiv 2502.02421) is 256 samples of the Pile's validation
+    split in blocks of 512 tokens. ACM takes each text as a sample of its own, cut to `longest` tokens if that is given.
     """
 
     texts: str | None = None
@@ -97,6 +78,7 @@ class Calibration(_Part):
     field: str = "text"
     samples: int = Field(256, ge=1)
     block: int = Field(512, ge=2)
+    longest: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _one_source(self) -> Calibration:
@@ -182,7 +164,15 @@ class Study(_Part):
 
     @property
     def needs_calibration(self) -> bool:
+        return self.needs_aim or self.needs_acm
+
+    @property
+    def needs_aim(self) -> bool:
         return any(informed.aim for informed in self.informed)
+
+    @property
+    def needs_acm(self) -> bool:
+        return any(informed.by_acm for informed in self.informed)
 
     def describe(self) -> str:
         """The study in a few lines of Markdown, for the DAG's page."""

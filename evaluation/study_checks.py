@@ -56,7 +56,8 @@ def _check_combinations(study: Study) -> list[str]:
 
 def _check_calibration(study: Study) -> list[str]:
     if study.needs_calibration and study.calibration is None:
-        return ["calibration: missing, but `informed` asks for AIM; name the texts to calibrate on"]
+        method = "AIM" if study.needs_aim else "ACM"
+        return [f"calibration: missing, but `informed` asks for {method}; name the texts to calibrate on"]
     return []
 
 
@@ -118,7 +119,8 @@ def _check_names(study: Study) -> list[str]:
     sources = {source: source for source in study.sources.values()}
     first: dict[str, str] = {}
     for one in candidates:
-        digest = one.recipe.digest(sources, "calibration" if one.recipe.aim else None)
+        measured = dict.fromkeys(one.recipe.measured, "consensus")
+        digest = one.recipe.digest(sources, "calibration" if one.recipe.aim else None, measured)
         if digest in first:
             again = "comes out twice" if first[digest] == one.name else f"is the same merge as {first[digest]!r}"
             return [f"methods: {one.name!r} {again}; remove one of the entries that make it"]

@@ -14,14 +14,13 @@ from merging.acm import Consensus
 from merging.calibration.partial import Partial
 from merging.calibration.stream import NotStreamable, States, Step, stream, whole
 from merging.calibration.texts import refuse_unknown_tokens
-from merging.digest import json_digest, model_digest, model_files
+from merging.digest import CONSENSUS_VERSION, json_digest, model_digest, model_files
 from merging.errors import InputError
 from merging.inputs import differences, open_model
 from merging.layers import layer_of
 from merging.mutual_information import NotANumber, mutual_information
 from merging.vocabulary import HEADS
 
-VERSION = 1  # changes whenever the mutual information changes by more than rounding
 # the block of a decoder layer whose output stands for the layer, and the last linear of one that is no mixture
 BLOCK = re.compile(r"\.\d+\.(mlp|block_sparse_moe|feed_forward)$")
 LAST = ("down_proj", "dense_4h_to_h", "fc2", "c_proj")
@@ -79,7 +78,7 @@ def measure(
     digests = digests or tuple(model_digest(model_files(folder)) for folder in (base, against))
     lengths = [len(ids) for ids in samples]
     contents = hashlib.sha256(torch.cat(list(samples)).numpy().tobytes()).hexdigest()
-    partial = Partial(Path(out), json_digest([VERSION, *digests, lengths, contents, str(dtype)]))
+    partial = Partial(Path(out), json_digest([CONSENSUS_VERSION, *digests, lengths, contents, str(dtype)]))
     try:
         run = Comparison((base, against), samples, {"outputs": watch, "dtype": dtype, "device": device})
         try:

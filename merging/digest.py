@@ -21,6 +21,7 @@ TOKENIZER_FILES = frozenset(
         "chat_template.json",
     }
 )
+CONSENSUS_VERSION = 1  # changes whenever the mutual information changes by more than rounding
 CONFIG_FILES = frozenset({"config.json", "generation_config.json"})
 
 
@@ -73,3 +74,12 @@ def calibration_digest(model_digest: str, texts_sha256: str, samples: int, block
     return json_digest(
         {"calibration": 1, "model": model_digest, "texts": texts_sha256, "samples": samples, "block": block}
     )
+
+
+def consensus_digest(base: str, against: str, texts_sha256: str, samples: int, longest: int | None) -> str:
+    """The digest of what a base and another model have in common on texts, each a sample of at most `longest` tokens.
+
+    `against` is the other model's digest, or its recipe's.
+    """
+    models, texts = [base, against], [texts_sha256, samples, longest]
+    return json_digest({"consensus": CONSENSUS_VERSION, "models": models, "texts": texts})

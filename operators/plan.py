@@ -9,7 +9,8 @@ from typing import Any
 
 from airflow.sdk import BaseOperator
 
-from evaluation.plan import StudyPlan, plan_study
+from evaluation.plan import StudyPlan
+from evaluation.planning import plan_study
 from evaluation.study import Study
 from merging.digest import file_sha256
 from merging.errors import InputError
@@ -89,13 +90,14 @@ def _missing(store: ObjectStore, plan: StudyPlan) -> Iterable[str]:
     def absent(kind: Any, digest: str) -> bool:
         return (plan.force and kind != "models") or store.manifest(kind, digest) is None
 
-    for member in [*plan.models, *plan.candidates]:
+    for member in [*plan.models, *plan.candidates, *plan.stages]:
         recompute = plan.force and member.kind == "candidate"
         if recompute or absent("models", member.digest):
             yield member.digest
         yield from (digest for digest in member.scores.values() if absent("scores", digest))
-    if plan.calibration and absent("calibrations", plan.calibration.digest):
-        yield plan.calibration.digest
+    for one in [plan.calibration, *plan.consensus]:
+        if one and absent("calibrations", one.digest):
+            yield one.digest
 
 
 def mark_failed(context: Any) -> None:

@@ -71,8 +71,8 @@ def _preflight_all(study: Study, references: Mapping[str, str], previews: Mappin
             continue
         seen.add(kind)
         try:
-            # The statistics AIM needs are made later; the weights are read the same without it.
-            preflight(candidate.recipe.model_copy(update={"aim": None}), previews)
+            # The statistics AIM and ACM need are made later; the weights are read the same without them.
+            preflight(candidate.recipe.model_copy(update={"aim": None, "acm": None}), previews)
         except InputError as error:
             problems |= dict.fromkeys(error.problems)
     return list(problems)

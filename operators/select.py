@@ -129,6 +129,8 @@ def _params(plan: StudyPlan, member: PlannedModel | PlannedCandidate) -> dict[st
     params |= {key: str(value) for key, value in member.parameters.items()}
     # omega 1 is the identity; MLflow would draw a plain merge without omega above all others.
     params["omega"] = "1" if member.omega is None else str(member.omega)
+    if member.t is not None:
+        params["t"] = str(member.t)
     return params
 
 

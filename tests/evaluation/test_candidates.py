@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from evaluation.candidates import expand, label
+from evaluation.candidates import expand, label, plain
+from evaluation.informed import Way
 from evaluation.study import Study
 
 STUDY = {
@@ -62,6 +63,45 @@ def test_recipes_carry_references_parameters_seed_and_omega():
 
 
 def test_labels_show_only_what_the_study_sets():
-    assert label("ties", {}, None) == "ties"
-    assert label("ties", {"density": 0.5}, 0.4) == "ties(d=0.5)+aim(w=0.4)"
-    assert label("linear", {"normalize": False}, None) == "linear(norm=off)"
+    assert label("ties", {}, Way()) == "ties"
+    assert label("ties", {"density": 0.5}, Way("aim", omega=0.4)) == "ties(d=0.5)+aim(w=0.4)"
+    assert label("linear", {"normalize": False}, Way()) == "linear(norm=off)"
+
+
+def test_acm_and_its_controls_are_asked_for_in_a_word():
+    informed = ["plain", "acm", {"acm_uniform": {"t": [0.7, -1.8]}}, "acm_shuffled"]
+    found = expand(study(combinations=[["math", "chat"]], methods=["linear"], informed=informed))
+    assert [one.name for one in found] == [
+        "linear math+chat",
+        "linear+acm(t=0.7) math+chat",
+        "linear+acm_uniform(t=0.7) math+chat",
+        "linear+acm_uniform(t=-1.8) math+chat",
+        "linear+acm_shuffled(t=0.7) math+chat",
+    ]
+    assert [one.informed for one in found] == ["plain", "acm", "acm_uniform", "acm_uniform", "acm_shuffled"]
+    assert [one.recipe.acm and one.recipe.acm.control for one in found] == [
+        None,
+        None,
+        "uniform",
+        "uniform",
+        "shuffled",
+    ]
+    assert found[3].t == found[3].recipe.acm.t == -1.8
+
+
+def test_acm_takes_the_place_of_task_arithmetics_coefficients():
+    methods = [{"merge_method": "task_arithmetic", "parameters": {"lambda": [0.5, 0.7]}}]
+    found = expand(study(combinations=[["math", "chat"]], methods=methods, informed=["plain", "acm"]))
+    assert [one.name for one in found] == [
+        "task_arithmetic(l=0.5) math+chat",
+        "task_arithmetic+acm(t=0.7) math+chat",
+        "task_arithmetic(l=0.7) math+chat",
+    ]
+    assert found[1].recipe.parameters == {}
+
+
+def test_the_plain_merge_of_an_informed_one():
+    found = expand(study(combinations=[["math", "chat"]], informed=["acm"]))
+    assert [plain(one).name for one in found][:2] == ["linear math+chat", "ties(d=0.2,l=0.7) math+chat"]
+    again = expand(study(combinations=[["math", "chat"]], informed=["plain"]))
+    assert [plain(one) for one in found] == again

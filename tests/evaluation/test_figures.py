@@ -2,8 +2,10 @@ import random
 
 import pytest
 
-from evaluation.figures import front_figure, front_html, front_png, table_markdown
+from evaluation.figures import SYMBOLS, front_figure, front_html, front_png, table_markdown
+from evaluation.front_png import MARKERS
 from evaluation.front_view import axes, axis_pairs, colours, staircase
+from evaluation.informed import WAYS
 
 MATH, CODE, TALK = ({"name": name, "goal": "maximise"} for name in ("math", "code", "talk"))
 LENGTH = {"name": "math.response_tokens", "goal": "minimise"}
@@ -76,6 +78,12 @@ def test_plain_and_informed_merges_and_the_front_look_different():
     assert traces["math+code, aim"].marker.symbol == ("diamond",)
     assert traces["math+code, plain"].marker.symbol == ("circle-open",)
     assert traces["math+code, aim"].error_x.array == (3.0,)
+
+
+@pytest.mark.parametrize("looks", [SYMBOLS, MARKERS])
+def test_every_way_to_inform_a_merge_has_a_look_of_its_own(looks):
+    assert set(looks) == set(WAYS)
+    assert len(set(looks.values())) == len(WAYS)
 
 
 def test_the_page_needs_no_network():

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.plan import StudyPlan, plan_study
+from evaluation.plan import StudyPlan
+from evaluation.planning import plan_study
 from evaluation.study import Study
 from merging.errors import InputError
 
@@ -87,8 +88,85 @@ def test_two_names_for_one_model_are_refused():
         plan(models=("b", "m", "m"))
 
 
-def test_a_plan_survives_json():
-    planned = plan().model_copy(update={"missing": frozenset({"a", "b"})})
+@pytest.mark.parametrize("changes", [{}, {"informed": ["plain", "acm", {"acm_shuffled": {"t": 2}}]}])
+def test_a_plan_survives_json(changes):
+    planned = plan(**changes).model_copy(update={"missing": frozenset({"a", "b"})})
     again = StudyPlan.model_validate(planned.model_dump(mode="json"))
     assert again.model_dump(mode="json") == planned.model_dump(mode="json")
     assert again.study.methods == planned.study.methods
+
+
+ACM = {"informed": ["acm", "acm_uniform"], "methods": ["task_arithmetic", *STUDY["methods"]]}
+
+
+def test_acm_measures_the_experts_and_the_plain_merges():
+    planned = plan(**ACM)
+    assert [one.against for one in planned.consensus] == [
+        "math",
+        "code",
+        "linear math+code",
+        "ties(d=0.5) math+code",
+    ]
+    assert planned.calibration is None
+    assert [one.name for one in planned.stages] == ["linear math+code", "ties(d=0.5) math+code"]
+    assert all(one.scores == {} for one in planned.stages)
+    by_name = {one.name: one for one in planned.candidates}
+    experts = by_name["task_arithmetic+acm(t=0.7) math+code"]
+    assert experts.consensus == {
+        "./math": planned.consensus_of("math").digest,
+        "./code": planned.consensus_of("code").digest,
+    }
+    assert experts.plain is None
+    merged = [by_name[f"linear+{way}(t=0.7) math+code"] for way in ("acm", "acm_uniform")]
+    for one in merged:
+        assert one.consensus == {"merged": planned.consensus_of("linear math+code").digest}
+        assert one.plain == "linear math+code"
+    assert len({one.digest for one in [*planned.candidates, *planned.stages]}) == 6 + 2
+
+
+def test_a_plain_merge_that_is_a_candidate_is_made_once():
+    planned = plan(**{**ACM, "informed": ["plain", "acm"]})
+    assert planned.stages == []
+    assert planned.member("linear math+code").scores != {}
+    assert planned.consensus_of("linear math+code").digest == plan(**ACM).consensus_of("linear math+code").digest
+
+
+def test_any_t_and_control_rests_on_the_same_measurements():
+    informed = [{"acm": {"t": [0.7, 1.5, -1.8]}}, "acm_shuffled"]
+    assert plan(**{**ACM, "informed": informed}).consensus == plan(**ACM).consensus
+
+
+def test_what_acm_lacks_is_made_in_order():
+    planned = plan(**{**ACM, "informed": ["plain", "acm"]})
+    every = {one.digest for one in [*planned.candidates, *planned.consensus]}
+    planned = planned.model_copy(update={"missing": frozenset(every)})
+    assert planned.to_calibrate() == ["math", "code"]
+    assert planned.to_merge("math+code", scaled=False) == [
+        "task_arithmetic math+code",
+        "task_arithmetic+acm(t=0.7) math+code",
+        "linear math+code",
+        "ties(d=0.5) math+code",
+    ]
+    assert planned.to_compare("math+code") == ["linear math+code", "ties(d=0.5) math+code"]
+    scaled = ["linear+acm(t=0.7) math+code", "ties(d=0.5)+acm(t=0.7) math+code"]
+    assert planned.to_merge("math+code", scaled=True) == scaled
+    assert planned.to_compare("math") == planned.to_merge("math", scaled=True) == []
+
+
+def test_a_stage_is_made_only_to_be_measured():
+    planned = plan(**ACM)
+    stage, consensus = planned.stages[0], planned.consensus_of("linear math+code")
+    made = planned.model_copy(update={"missing": frozenset({stage.digest, consensus.digest})})
+    assert made.to_merge("math+code", scaled=False) == ["linear math+code"]
+    measured = planned.model_copy(update={"missing": frozenset({stage.digest})})
+    assert measured.to_merge("math+code", scaled=False) == measured.to_compare("math+code") == []
+
+
+def test_longest_and_texts_change_what_acm_measures():
+    calibration = {**STUDY["calibration"], "longest": 7}
+    before, cut = plan(**ACM), plan(**ACM, calibration=calibration)
+    others = plan(texts={"sha256": "u" * 64}, **ACM)
+    for one in (cut, others):
+        assert not {c.digest for c in one.consensus} & {c.digest for c in before.consensus}
+        assert not {c.digest for c in one.candidates} & {c.digest for c in before.candidates}
+        assert [c.digest for c in one.stages] == [c.digest for c in before.stages]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.plan import plan_study
+from evaluation.planning import plan_study
 from evaluation.report import build_report, not_made_lines
 from evaluation.study import Study
 

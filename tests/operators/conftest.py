@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.plan import plan_study
+from evaluation.planning import plan_study
 from evaluation.study import Study
 from merging.digest import model_digest, model_files
 from operators.hooks.object_store import ObjectStore
