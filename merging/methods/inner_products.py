@@ -20,8 +20,8 @@ def inner_products(over: Over, vectors) -> list[list[float]]:
     def gram(group: Group) -> list[list[float]]:
         import torch
 
-        found = vectors(group)
-        return [[float((a * b).sum(dtype=torch.float64)) for b in found] for a in found]
+        found = [vector.to(torch.float64) for vector in vectors(group)]
+        return [[float((a * b).sum()) for b in found] for a in found]
 
     parts = over(gram)
     size = range(len(parts[0]))

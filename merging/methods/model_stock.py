@@ -62,6 +62,7 @@ MODEL_STOCK = Method(
     paper="arXiv 2403.19522",
     needs_base=True,
     parameters=declare(Parameter("filter_wise", "bool", False, "a ratio for each row", symbol="filter")),
+    version=2,
     merge=merge,
     survey=survey,
     experts=(2, None),

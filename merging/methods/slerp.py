@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+PARALLEL = 1e-12  # 1 - cosine^2 at which two vectors lie on one line: between opposite ones no arc is the shortest
+
+
 def arc(t, cosine: float) -> tuple[float, float]:
     """The coefficients of spherical interpolation at `t` between vectors at an angle of this cosine."""
     theta = math.acos(cosine)
@@ -47,7 +50,7 @@ def nuslerp_survey(over: Over, total: int, shared: dict, settings: list[dict]):
         products = inner_products(over, origin_vectors)
         lengths = [max(math.sqrt(products[i][i]), 1e-7) for i in (0, 1)]
         cosine = max(-1.0, min(1.0, products[0][1] / (lengths[0] * lengths[1])))
-        return (1 - t, t) if 1 - cosine**2 <= 1e-16 else arc(t, cosine)
+        return (1 - t, t) if 1 - cosine**2 <= PARALLEL else arc(t, cosine)
     if not shared["nuslerp_row_wise"]:
         return None
     parts = over(lambda group: vector_products(group, dim=0))
@@ -58,14 +61,14 @@ def vector_products(group: Group, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """float64 `a.a`, `b.b` and `a.b` of the two models' vectors along a dimension, which is kept with size 1."""
     import torch
 
-    a, b = origin_vectors(group)
-    return tuple((x * y).sum(dim, keepdim=True, dtype=torch.float64) for x, y in ((a, a), (b, b), (a, b)))
+    a, b = (vector.to(torch.float64) for vector in origin_vectors(group))
+    return tuple((x * y).sum(dim, keepdim=True) for x, y in ((a, a), (b, b), (a, b)))
 
 
 def arcs(t: float, aa: Tensor, bb: Tensor, ab: Tensor) -> tuple[Tensor, Tensor]:
-    """`arc` for every vector; linear where they are parallel."""
+    """`arc` for every vector; linear where they lie on one line."""
     cosine = (ab / (aa.sqrt().clamp(min=1e-7) * bb.sqrt().clamp(min=1e-7))).clamp(-1, 1)
-    parallel = 1 - cosine.square() <= 1e-16
+    parallel = 1 - cosine.square() <= PARALLEL
     theta = cosine.masked_fill(parallel, 0).acos()
     first, second = ((1 - t) * theta).sin() / theta.sin(), (t * theta).sin() / theta.sin()
     return first.masked_fill(parallel, 1 - t), second.masked_fill(parallel, t)
@@ -87,6 +90,7 @@ SLERP = Method(
     paper="Shoemake 1985",
     needs_base=True,
     parameters=declare(Parameter("t", "float", 0.5, "0 gives the base, 1 the other model", symbol="t")),
+    version=2,
     merge=slerp_merge,
     survey=slerp_survey,
     experts=(1, 1),
@@ -104,6 +108,7 @@ NUSLERP = Method(
             "nuslerp_row_wise", "bool", False, "without flatten: interpolate along the first dimension", symbol="row"
         ),
     ),
+    version=2,
     merge=nuslerp_merge,
     survey=nuslerp_survey,
     experts=(2, 2),

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+OPPOSITE = 1e-6  # radians short of half a turn: from there all ways to a vector are as long, and it counts for none
+
+
 def multislerp_survey(over: Over, total: int, shared: dict, settings: list[dict]) -> list[float]:
     """Coefficients: the weighted mean of the directions on the sphere, at the weighted mean length."""
     name, count = over(lambda group: group.name)[0], len(settings)
@@ -72,7 +75,7 @@ def karcher_survey(over: Over, total: int, shared: dict, settings: list[dict]) -
         for i in valid:
             dot = max(-1.0, min(1.0, row_product(mean, products, i) / lengths[i]))
             theta = math.acos(dot)
-            if theta >= tol:
+            if tol <= theta <= math.pi - OPPOSITE:
                 step = share * theta / math.sin(theta)
                 tangent = [value - step * dot * m for value, m in zip(tangent, mean, strict=True)]
                 tangent[i] += step / lengths[i]
@@ -105,6 +108,7 @@ MULTISLERP = Method(
         Parameter("normalize_weights", "bool", True, "divide the weights by their sum", symbol="norm"),
         Parameter("eps", "float", 1e-8, "added to lengths that divide", low=0),
     ),
+    version=2,
     merge=multislerp_merge,
     survey=multislerp_survey,
 )
@@ -117,6 +121,7 @@ KARCHER = Method(
         Parameter("max_iter", "int", 10, "most steps towards the mean", low=0, high=10_000),
         Parameter("tol", "float", 1e-5, "a step shorter than this is the last", low=0),
     ),
+    version=2,
     merge=karcher_merge,
     survey=karcher_survey,
 )

@@ -53,3 +53,13 @@ def test_nuslerp_of_parallel_vectors_is_linear():
     (one,) = random_tensors(1)
     for keys in ({}, {"nuslerp_flatten": False}, {"nuslerp_flatten": False, "nuslerp_row_wise": True}):
         torch.testing.assert_close(run("nuslerp", None, [one, 3 * one], **keys), 2 * one, **close)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("keys", [{}, {"nuslerp_flatten": False}, {"nuslerp_flatten": False, "nuslerp_row_wise": True}])
+def test_nuslerp_of_opposite_vectors_is_linear(dtype, keys):
+    """Rounding leaves their cosine a hair above -1, where the arc's coefficients would be as large as 1e8."""
+    for seed in range(5):
+        one = random_tensors(1, (32, 32), seed)[0].to(dtype)
+        found = run("nuslerp", None, [one, -2 * one], weighted([1, 3]), **keys)
+        torch.testing.assert_close(found, one * 0.25 - one * 1.5)

@@ -49,3 +49,11 @@ def test_karcher_mean_balances_the_logarithms():
         logarithms.append(theta / math.sin(theta) * (unit - math.cos(theta) * mean))
     torch.testing.assert_close(sum(logarithms), torch.zeros_like(mean), rtol=0, atol=1e-9)
     assert merged.norm().item() == pytest.approx(sum(e.norm().item() for e in experts) / 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_karcher_mean_takes_no_way_to_an_opposite_vector(dtype):
+    for seed in range(5):
+        one = random_tensors(1, (32, 32), seed)[0].to(dtype)
+        found = run("karcher", None, [one, -one, 3 * one])
+        torch.testing.assert_close(found, one * (5 / 3))
