@@ -1,6 +1,8 @@
 """One DAG for every study file in dags/studies/.
 
 plan -> fetch[] -> calibrate[] -> ( merge -> benchmark[] ) for each combination of experts -> select -> promote
+
+With ACM of other methods than task arithmetic: merge -> compare -> merge_acm -> benchmark_acm[].
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from evaluation.study import Study
 from merging.errors import InputError
 from operators.benchmark import BenchmarkOperator
 from operators.calibrate import CalibrateOperator
+from operators.consensus import ConsensusOperator
 from operators.fetch import FetchOperator
 from operators.invalid import invalid_study_dag
 from operators.merge import MergeOperator
@@ -86,6 +89,13 @@ def study_dag(path: Path, study: Study) -> DAG:
                 benchmark = BenchmarkOperator.partial(task_id="benchmark", **heavy).expand(member=merge.output)
                 [fetch, calibrate] >> merge
                 benchmark >> select
+                if study.scales_merges:
+                    shared = {"plan": plan.output["plan"], "member": "+".join(combination), "pool": "gpu"}
+                    compare = ConsensusOperator(task_id="compare", **shared)
+                    scale = MergeOperator(task_id="merge_acm", scaled=True, **shared)
+                    measured = BenchmarkOperator.partial(task_id="benchmark_acm", **heavy).expand(member=scale.output)
+                    merge >> compare >> scale
+                    measured >> select
     return dag
 
 

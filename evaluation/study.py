@@ -174,6 +174,11 @@ class Study(_Part):
     def needs_acm(self) -> bool:
         return any(informed.by_acm for informed in self.informed)
 
+    @property
+    def scales_merges(self) -> bool:
+        """Whether ACM measures merges before it scales them; with task arithmetic it measures the experts."""
+        return self.needs_acm and any(grid.merge_method != "task_arithmetic" for grid in self.methods)
+
     def describe(self) -> str:
         """The study in a few lines of Markdown, for the DAG's page."""
         experts = "\n".join(f"| {name} | `{source}` |" for name, source in self.sources.items())

@@ -108,17 +108,21 @@ def length_statistics(lengths: Sequence[int]) -> dict[str, float]:
     }
 
 
-def warnings(t: float, lengths: Sequence[int]) -> list[str]:
-    """What a person should know of these settings before trusting the lambdas."""
-    found = []
-    if t < 0:
-        found.append(
-            f"acm: t {t:g} is below 0, which turns the direction round: lambda is at most 0.5, and smaller where the "
-            "models' activations have less in common"
-        )
-    if min(lengths) == max(lengths):
-        found.append(
-            f"acm: all {len(lengths)} samples have {lengths[0]} tokens; the mutual information then hardly varies and "
-            "lambda collapses to about 0.5 everywhere: use texts of different lengths"
-        )
-    return found
+def direction_warnings(t: float) -> list[str]:
+    """A line where t turns the direction round."""
+    if t > 0:
+        return []
+    return [
+        f"acm: t {t:g} is below 0, which turns the direction round: lambda is at most 0.5, and smaller where the "
+        "models' activations have less in common"
+    ]
+
+
+def length_warnings(lengths: Sequence[int]) -> list[str]:
+    """A line where the samples' lengths do not differ, without which lambda says nothing."""
+    if min(lengths) != max(lengths):
+        return []
+    return [
+        f"acm: all {len(lengths)} samples have {lengths[0]} tokens; the mutual information then hardly varies and "
+        "lambda collapses to about 0.5 everywhere: use texts of different lengths"
+    ]

@@ -74,7 +74,8 @@ def read_lambdas(recipe: Recipe, given: Mapping[str, Path] | None, tensors: list
         model: acm.controlled(acm.lambdas(found.information, settings.t), settings.control, recipe.random_seed)
         for model, found in measured.items()
     }
-    notes = [note for found in measured.values() for note in acm.warnings(settings.t, found.lengths)]
+    notes = acm.direction_warnings(settings.t)
+    notes += [note for found in measured.values() for note in acm.length_warnings(found.lengths)]
     return Lambdas(by_model, measured), list(dict.fromkeys(notes)) + coefficient_notes(recipe)
 
 

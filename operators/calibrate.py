@@ -1,4 +1,4 @@
-"""Calibrate: activation statistics of the base model on the calibration texts (arXiv 2502.02421)."""
+"""Calibrate: activation statistics of the base model on the calibration texts, for AIM (arXiv 2502.02421)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ STATISTICS = "statistics.safetensors"
 
 
 class CalibrateOperator(StudyStep):
+    """`member` is `base`, for AIM; or an expert, which ACM measures against the base."""
+
     def work(self, store: ObjectStore, plan: StudyPlan, context: Any) -> str:
+        if self.member != "base":
+            from operators.consensus import measure_consensus
+
+            return measure_consensus(store, plan, self.member)
         wanted = plan.calibration
         if plan.force or store.manifest("calibrations", wanted.digest) is None:
             from merging.calibration import calibrate, token_blocks
@@ -26,7 +32,7 @@ class CalibrateOperator(StudyStep):
             base = store.local("models", plan.model("base").digest)
             with store.scratch() as folder:
                 (folder / "out").mkdir()
-                chosen = token_blocks(_texts(store, wanted.texts, folder), base, wanted.samples, wanted.block)
+                chosen = token_blocks(texts_of(store, wanted.texts, folder), base, wanted.samples, wanted.block)
                 if chosen.note:
                     log.warning(chosen.note)
                 about = {"model": plan.model("base").digest, "samples": wanted.samples, "block": wanted.block}
@@ -43,7 +49,8 @@ class CalibrateOperator(StudyStep):
         return store.uri("calibrations", wanted.digest)
 
 
-def _texts(store: ObjectStore, texts: dict[str, str], folder: Path) -> Iterable[str]:
+def texts_of(store: ObjectStore, texts: dict[str, str], folder: Path) -> Iterable[str]:
+    """The calibration texts of a plan; a file comes by way of `folder`."""
     if "dataset" in texts:
         from evaluation.texts import dataset_texts
 

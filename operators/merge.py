@@ -28,36 +28,50 @@ MODEL, ABOUT = "model", "about.json"  # in a candidate's workplace: the checkpoi
 class MergeOperator(StudyStep):
     """`member` is the combination ("math+code"). Returns the names of its candidates that lack a score.
 
-    A candidate that cannot be made (its weights overflow) is left out; `not_made` tells which and why.
+    `scaled` takes those that ACM scales after their plain merge was measured, otherwise all others are made, and plain
+    merges that are there to be measured alone. A candidate that cannot be made (its weights overflow) is left out;
+    `not_made` tells which and why.
     """
+
+    def __init__(self, *, scaled: bool = False, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.scaled = scaled
 
     def work(self, store: ObjectStore, plan: StudyPlan, context: Any) -> list[str]:
         def lacking(names: Sequence[str]) -> list[PlannedCandidate]:
             found = [plan.member(name) for name in names]
             return [one for one in found if plan.force or store.manifest("models", one.digest) is None]
 
-        todo = plan.to_make(self.member)
-        refused: dict[str, str] = {}
-        with held([workplace(store, plan, one) for one in lacking(todo)]):
+        before = not_made(store, plan) if self.scaled else {}
+        todo = [name for name in plan.to_make(self.member) if (plan.member(name).plain is not None) == self.scaled]
+        refused = {
+            name: f"its plain merge could not be made: {before[plain]}"
+            for name in todo
+            if (plain := plan.member(name).plain) in before
+        }
+        stages = [name for name in plan.to_merge(self.member, scaled=self.scaled) if not plan.member(name).scores]
+        names = [name for name in [*todo, *stages] if name not in refused]
+        with held([workplace(store, plan, one) for one in lacking(names)]):
             # what another run was making until its folder was ours is there now
-            if wanted := lacking(todo):
-                refused = Merging(store, plan, wanted).run()
-        store.write_json(_not_made_key(plan, self.member), refused)
+            if wanted := lacking(names):
+                refused |= Merging(store, plan, wanted).run()
+        store.write_json(_not_made_key(plan, self.member, scaled=self.scaled), refused)
         return [name for name in todo if name not in refused]
 
 
 def not_made(store: ObjectStore, plan: StudyPlan) -> dict[str, str]:
-    """The candidates of a run that could not be made, each with the reason in one line."""
+    """The merges of a run that could not be made, each with the reason in one line."""
     combinations = dict.fromkeys("+".join(one.combination) for one in plan.candidates)
     return {
         name: reason
         for combination in combinations
-        for name, reason in (store.read_json(_not_made_key(plan, combination)) or {}).items()
+        for scaled in (False, True)
+        for name, reason in (store.read_json(_not_made_key(plan, combination, scaled=scaled)) or {}).items()
     }
 
 
-def _not_made_key(plan: StudyPlan, combination: str) -> str:
-    return f"studies/{plan.study.name}/{plan.run}/not_made/{combination}.json"
+def _not_made_key(plan: StudyPlan, combination: str, *, scaled: bool) -> str:
+    return f"studies/{plan.study.name}/{plan.run}/not_made/{combination}{'.acm' if scaled else ''}.json"
 
 
 def workplace(store: ObjectStore, plan: StudyPlan, candidate: PlannedCandidate) -> Path:
@@ -123,6 +137,7 @@ class Merging:
     def _merge(self, wanted: Sequence[PlannedCandidate]) -> None:
         from merging.engine import merge_many
         from merging.recipe import Recipe
+        from operators.consensus import consensus_files
 
         store, plan = self.store, self.plan
         recipes = [Recipe.parse(one.recipe) for one in wanted]
@@ -145,6 +160,7 @@ class Merging:
                 models=models,
                 digests=self.digests,
                 statistics=statistics,
+                consensus=[consensus_files(store, one) for one in wanted],
                 progress=log_lines(),
                 metadata=[self._shown(one) for one in wanted],
                 shard_size=SHARD_SIZE,
@@ -164,7 +180,8 @@ class Merging:
             "recipe": candidate.recipe,
             "inputs": {name: self.digests[name] for name in inputs},
             "calibration": self.plan.calibration.digest if "aim" in candidate.recipe else None,
-            "delta_norms": result["delta_norms"],
+            "consensus": candidate.consensus,
+            **{key: result[key] for key in ("delta_norms", "lambdas", "lengths", "notes") if key in result},
         }
         (workplace(self.store, self.plan, candidate) / ABOUT).write_text(json.dumps(about))
         self._publish(candidate, about)

@@ -30,7 +30,8 @@ class SelectOperator(StudyStep):
     def work(self, store: ObjectStore, plan: StudyPlan, context: Any) -> str:
         from evaluation.report import build_report
 
-        refused = not_made(store, plan)
+        candidates = {one.name for one in plan.candidates}
+        refused = {name: reason for name, reason in not_made(store, plan).items() if name in candidates}
         scores = gather_scores(store, plan, without=refused)
         track = tracking()
         experiment = track.experiment(plan.study.name)

@@ -30,7 +30,7 @@ def consensus(
     """
     import torch
 
-    from merging.acm import lambdas, length_statistics, warnings
+    from merging.acm import lambdas, length_statistics, length_warnings
     from merging.calibration import read_texts
     from merging.consensus import measure, text_samples
 
@@ -51,5 +51,5 @@ def consensus(
     for module, value in lambdas(found.information, PUBLISHED).items():
         nats = found.information[module]
         print(f"  {module}: {nats.mean():.3f} nats, at most {nats.max():.3f}; lambda {value:.4f} at t {PUBLISHED}")
-    for note in warnings(PUBLISHED, found.lengths):
+    for note in length_warnings(found.lengths):
         print(f"  note: {note}")

@@ -224,3 +224,26 @@ def test_a_mistake_fails_the_plan_at_once_with_its_lines(workflow):
     assert (plan["state"], plan["try"]) == ("failed", 1)
     assert "code: " in result["log"]
     assert "no safetensors weights there" in result["log"]
+
+
+def test_acm_measures_experts_and_plain_merges_before_it_scales(first, workflow, store):
+    changes = {"methods": ["task_arithmetic", "linear"], "informed": ["acm", "acm_shuffled"]}
+    workflow.write(changes)
+    result = workflow.run(promote=False, limit=5)
+    assert result["state"] == "success", result["log"][-3000:]
+    ran = states(result)
+    assert ran["calibrate", "success"] == 2
+    assert ran["math-code.compare", "success"] == ran["math-code.merge_acm", "success"] == 1
+    names = {task: {one["name"] for one in result["tasks"] if one["task"] == f"math-code.{task}"} for task in MEASURED}
+    ways = ("acm(t=0.7)", "acm_shuffled(t=0.7)")
+    assert names["benchmark"] == {f"task_arithmetic+{way} math+code" for way in ways}
+    assert names["benchmark_acm"] == {f"linear+{way} math+code" for way in ways}
+    assert {row["t"] for row in report_of(store, result)["rows"] if row["kind"] == "candidate"} == {0.7}
+    workflow.write({**changes, "informed": [{"acm": {"t": 1.5}}]})
+    again = states(workflow.run(promote=False, limit=5))
+    assert ("calibrate", "success") not in again
+    assert again["math-code.benchmark_acm", "success"] == 1
+    workflow.write({})
+
+
+MEASURED = ("benchmark", "benchmark_acm")

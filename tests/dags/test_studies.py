@@ -73,6 +73,28 @@ def test_the_dag_has_the_shape_of_the_picture(parsed):
     assert set(parsed["dags"]["tiny"]["edges"]) == edges
 
 
+def test_acm_adds_the_steps_that_measure_plain_merges(tmp_path):
+    folder = tmp_path / "dags"
+    shutil.copytree(DAGS, folder, ignore=shutil.ignore_patterns("__pycache__", "*.yaml"))
+    (folder / "studies").mkdir(exist_ok=True)
+    acm = STUDY + "calibration: {texts: t.jsonl}\ninformed: [plain, acm, acm_uniform]\n"
+    (folder / "studies" / "experts.yaml").write_text(
+        acm.replace("NAME", "experts").replace("linear", "task_arithmetic")
+    )
+    (folder / "studies" / "merges.yaml").write_text(acm.replace("NAME", "merges"))
+    found = parse(folder, tmp_path / "airflow")["dags"]
+    edges = {name: {edge for edge in dag["edges"] if edge.startswith("a-b.")} for name, dag in found.items()}
+    plain = {"a-b.merge -> a-b.benchmark", "a-b.benchmark -> select"}
+    assert edges["experts"] == plain
+    assert edges["merges"] == plain | {
+        "a-b.merge -> a-b.compare",
+        "a-b.compare -> a-b.merge_acm",
+        "a-b.merge_acm -> a-b.benchmark_acm",
+        "a-b.benchmark_acm -> select",
+    }
+    assert {found["merges"]["pools"][f"a-b.{step}"] for step in ("compare", "merge_acm", "benchmark_acm")} == {"gpu"}
+
+
 def test_heavy_steps_share_the_gpu_pool_and_mapped_tasks_bear_names(parsed):
     tiny = parsed["dags"]["tiny"]
     heavy = {"calibrate", "benchmark_inputs"}

@@ -6,7 +6,15 @@ import math
 import pytest
 import torch
 
-from merging.acm import Consensus, controlled, lambdas, length_statistics, module_of, warnings
+from merging.acm import (
+    Consensus,
+    controlled,
+    direction_warnings,
+    lambdas,
+    length_statistics,
+    length_warnings,
+    module_of,
+)
 from merging.errors import InputError
 from merging.lambdas import coefficient_notes, digest_problems, read_lambdas
 from merging.recipe import MERGED, Recipe
@@ -82,10 +90,10 @@ def test_other_architectures_names():
 
 
 def test_warnings():
-    assert warnings(0.7, [4, 5]) == []
-    [turned] = warnings(-1.8, [4, 5])
+    assert direction_warnings(0.7) == length_warnings([4, 5]) == []
+    [turned] = direction_warnings(-1.8)
     assert "t -1.8 is below 0, which turns the direction round" in turned
-    [equal] = warnings(0.7, [4, 4, 4])
+    [equal] = length_warnings([4, 4, 4])
     assert "all 3 samples have 4 tokens" in equal
 
 

@@ -12,6 +12,10 @@ from merging import mutual_information as module
 from merging.kernels import mutual_information as kernels
 from merging.mutual_information import NotANumber, PairCounts, mutual_information
 
+FLOATS_ARE_CATEGORIES = pytest.mark.filterwarnings(
+    "ignore:Clustering metrics expects", "ignore:The number of unique classes", "ignore:invalid value"
+)
+
 
 def pair(n: int, noise: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
@@ -23,7 +27,7 @@ def theirs(a: torch.Tensor, b: torch.Tensor) -> float:
     return mutual_info_score(a.float().flatten().numpy(), b.float().flatten().numpy())
 
 
-@pytest.mark.filterwarnings("ignore:Clustering metrics expects", "ignore:The number of unique classes", "ignore:invalid value")
+@FLOATS_ARE_CATEGORIES
 @pytest.mark.parametrize("noise", [0.0, 0.01, 1.0, 100.0])
 @pytest.mark.parametrize("n", [1, 2, 1000, 300_000])
 def test_equals_scikit_learn(n, noise):
@@ -31,7 +35,7 @@ def test_equals_scikit_learn(n, noise):
     assert abs(mutual_information(a, b) - theirs(a, b)) <= 1e-9
 
 
-@pytest.mark.filterwarnings("ignore:Clustering metrics expects", "ignore:The number of unique classes", "ignore:invalid value")
+@FLOATS_ARE_CATEGORIES
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(*[st.sampled_from([-1e38, -3.0, -1e-40, -0.0, 0.0, 1e-40, 0.5, 2.0, 3e38])] * 2), min_size=1))
 def test_equals_scikit_learn_on_zeros_and_extremes(values):
