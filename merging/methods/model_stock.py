@@ -35,7 +35,7 @@ def row_ratios(deltas: list[Tensor]) -> Tensor:
     import torch
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).sum(-1, keepdim=True, dtype=torch.float64)
+        return (a.to(torch.float64) * b.to(torch.float64)).sum(-1, keepdim=True)
 
     cosines = [
         (dot(a, b) / (dot(a, a) * dot(b, b)).sqrt().clamp(min=1e-6)).clamp(-1, 1) for a, b in combinations(deltas, 2)

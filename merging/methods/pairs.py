@@ -32,7 +32,9 @@ def fusion_survey(over: Over, total: int, shared: dict, settings: list[dict]) ->
         return 0.0
     counts = [total - int(q * (total - 1)) for q in (0.25, 0.5, 0.75)]
     cuts = largest(over, lambda group: [importance(group)] * 3, counts, total, by_row=True)
-    q1, median, q3 = (cut.value for cut in cuts)
+    # a cut that keeps all has no value; the quartile is the least then, of a handful of elements
+    least = min(over(lambda group: float(importance(group).min()))) if total in counts else 0.0
+    q1, median, q3 = (least if count == total else cut.value for count, cut in zip(counts, cuts, strict=True))
     return median + 1.5 * (q3 - q1)
 
 
@@ -62,6 +64,7 @@ ARCEE_FUSION = Method(
     paper="arcee.ai",
     needs_base=True,
     parameters={},
+    version=2,
     merge=fusion,
     survey=fusion_survey,
     experts=(1, 1),

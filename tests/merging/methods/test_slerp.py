@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
-from tests.merging.methods.naive import angle, close, random_tensors, run, weighted
+from tests.merging.methods.naive import angle, base_and_experts, close, random_tensors, run, weighted
 
 
 @pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
@@ -19,6 +21,24 @@ def test_slerp_walks_the_arc(t):
 def test_slerp_is_linear_between_parallel_vectors():
     (base,) = random_tensors(1)
     torch.testing.assert_close(run("slerp", base, [3 * base], t=0.25), 1.5 * base, **close)
+
+
+@given(base_and_experts(most=2), st.sampled_from([0.0, 0.3, 0.5, 1.0]))
+@settings(max_examples=100, deadline=None)
+def test_slerp_equals_a_naive_implementation(inputs, t):
+    """Vectors that are 0, and such as are nearly parallel, are mixed linearly."""
+    base, (other,), _ = inputs
+    b, x = base.tolist(), other.tolist()
+    lengths = [math.sqrt(math.fsum(value * value for value in vector)) for vector in (b, x)]
+    b_unit, x_unit = ([v / (n if n > 1e-8 else 1.0) for v in vector] for vector, n in zip((b, x), lengths, strict=True))
+    cosine = math.fsum(p * q for p, q in zip(b_unit, x_unit, strict=True))
+    assume(abs(abs(cosine) - 0.9995) > 1e-9)
+    first, second = 1 - t, t
+    if abs(cosine) < 0.9995:
+        theta = math.acos(cosine)
+        first, second = math.sin((1 - t) * theta) / math.sin(theta), math.sin(t * theta) / math.sin(theta)
+    expected = torch.tensor([first * p + second * q for p, q in zip(b, x, strict=True)], dtype=torch.float64)
+    torch.testing.assert_close(run("slerp", base, [other], t=t), expected, **close)
 
 
 def test_slerp_between_unit_vectors_stays_on_the_sphere():

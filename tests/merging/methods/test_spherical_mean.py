@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
 
 from merging.errors import InputError
-from tests.merging.methods.naive import angle, close, random_tensors, run, weighted
+from tests.merging.methods.naive import angle, base_and_experts, close, random_tensors, run, weighted
 
 
 @pytest.mark.parametrize("with_base", [False, True])
@@ -57,3 +58,28 @@ def test_karcher_mean_takes_no_way_to_an_opposite_vector(dtype):
         one = random_tensors(1, (32, 32), seed)[0].to(dtype)
         found = run("karcher", None, [one, -one, 3 * one])
         torch.testing.assert_close(found, one * (5 / 3))
+
+
+@given(base_and_experts())
+@settings(max_examples=100, deadline=None)
+def test_karcher_equals_steps_taken_on_the_vectors_themselves(inputs):
+    _, experts, _ = inputs
+    lengths = [expert.norm().item() for expert in experts]
+    units = [expert / length for expert, length in zip(experts, lengths, strict=True) if length > 1e-5]
+    mean = sum(units) / len(units) if units else experts[0]
+    assume(not units or mean.norm() > 1e-3)  # otherwise the first direction is taken, whatever the others
+    mean = mean / mean.norm() if units else mean
+    for _ in range(10):
+        logarithms = []
+        for unit in units:
+            theta = angle(mean, unit)
+            if 1e-5 <= theta <= math.pi - 1e-6:
+                logarithms.append(theta / math.sin(theta) * (unit - math.cos(theta) * mean) / len(units))
+        step = sum(logarithms) if logarithms else torch.zeros_like(mean)
+        length = step.norm().item()
+        if length < 1e-5:
+            break
+        mean = math.cos(length) * mean + math.sin(length) * step / length
+        mean = mean / mean.norm()
+    expected = mean * sum(lengths) / len(experts) if units else torch.zeros_like(mean)
+    torch.testing.assert_close(run("karcher", None, experts), expected, rtol=1e-6, atol=1e-6)
