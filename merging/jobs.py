@@ -52,7 +52,7 @@ def jobs_of(merges: Sequence[Merge], identities: Mapping[str, str]) -> list[Job]
     jobs: dict[str, Job] = {}
     for one in merges:
         recipe = one.recipe
-        aside = {"aim", "acm", "out_dtype", "chat_template", "random_seed", *TOKENIZER_KEYS}
+        aside = {"aim", "acm", "calibration", "out_dtype", "chat_template", "random_seed", *TOKENIZER_KEYS}
         said = recipe.model_dump(exclude=aside)
         lambdas = one.plan.lambdas if recipe.acm_by_expert else None
         own = lambdas.by_model if lambdas else None

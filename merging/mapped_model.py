@@ -7,8 +7,10 @@ tensor) take memory, so they come and go with the decoder layer they belong to.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -121,6 +123,7 @@ class MappedModel:
             module = self.model.get_submodule(owner)
             if own in module._parameters and module._parameters[own] is not None:
                 module._parameters[own] = nn.Parameter(self._wanted[name], requires_grad=False)
+        give_back_freed_memory()
 
     def name_of(self, module: nn.Module) -> str:
         return next(name for name, one in self.model.named_modules() if one is module)
@@ -147,6 +150,12 @@ class MappedModel:
             module = self.model.get_submodule(layer)
             module.register_forward_pre_hook(lambda *_, names=names: self.load(names))
             module.register_forward_hook(lambda *_, names=names: self.drop(names))
+
+
+def give_back_freed_memory() -> None:
+    """Have glibc return what is free: it keeps the holes that tensors leave between others."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def without_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:

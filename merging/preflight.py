@@ -143,7 +143,10 @@ def read_statistics(recipe: Recipe, path: Path | None, outputs: Mapping[str, Out
     """The vectors AIM needs, each of its tensor's width. Raises InputError with what is missing."""
     path = path or recipe.aim.statistics
     if path is None:
-        raise InputError("aim: needs activation statistics of the base; calibrate it and name the file as `statistics`")
+        raise InputError(
+            "aim: needs activation statistics of the base; calibrate it and name the file as `statistics`, or say on "
+            "what to calibrate it as `calibration`"
+        )
     vectors = aim.read_statistics(path)
     needed = {o.module: (name, o.shape[-1]) for name, o in outputs.items() if o.module and o.shape}
     problems = [

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from merging.calibration_choice import CalibrationChoice
 from merging.digest import json_digest
 from merging.errors import InputError
 from merging.methods import METHODS, Method
@@ -102,6 +103,7 @@ class Recipe(Data):
 
     `dtype` is what the inputs are read as and the output is written in, unless `out_dtype` says otherwise; without
     either both keep the dtype they are stored in. The arithmetic is float64 with `dtype: float64`, else float32.
+    `calibration` says what statistics that `aim` does not name are made on.
     """
 
     merge_method: str
@@ -117,6 +119,7 @@ class Recipe(Data):
     chat_template: str | None = None
     aim: Aim | None = None
     acm: Acm | None = None
+    calibration: CalibrationChoice | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:

@@ -89,8 +89,7 @@ def calibrate(
     """
     about = dict(metadata or {})
     about["model"] = about.get("model") or model_digest(model_files(model_dir))
-    contents = hashlib.sha256(blocks.contiguous().numpy().tobytes()).hexdigest()
-    partial = Partial(Path(out), json_digest([VERSION, about["model"], contents, list(blocks.shape), str(dtype)]))
+    partial = Partial(Path(out), statistics_key(about["model"], blocks, dtype))
     options = {"dtype": dtype, "device": device}
     try:
         try:
@@ -105,6 +104,12 @@ def calibrate(
         partial.finish(with_idle_modules(sums, Checkpoint(model_dir)), about)
     finally:
         partial.release()
+
+
+def statistics_key(model: str, blocks: Tensor, dtype: torch.dtype = torch.float32) -> str:
+    """What statistics are of: a model's digest, token ids (blocks, length), and the dtype the model ran in."""
+    contents = hashlib.sha256(blocks.contiguous().numpy().tobytes()).hexdigest()
+    return json_digest([VERSION, model, contents, list(blocks.shape), str(dtype)])
 
 
 def run_streamed(model_dir, blocks: Tensor, partial: Partial, options, progress: Progress | None) -> Sums:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from operators.cli.merge import statistics_of
+from operators.cli.calibrate import calibrates, calibration_set, statistics_of
 
 if TYPE_CHECKING:
     from evaluation.study import Study
@@ -47,7 +47,11 @@ def _check_recipe(file: Path) -> None:
     from merging.units import shown
 
     recipe = Recipe.load(file)
-    plan = preflight(recipe, {name: Path(name) for name in recipe.inputs}, statistics=statistics_of(recipe))
+    models, statistics = {name: Path(name) for name in recipe.inputs}, statistics_of(recipe)
+    made = calibrates(recipe)
+    plan = preflight(recipe.model_copy(update={"aim": None}) if made else recipe, models, statistics=statistics)
+    if made and not recipe.calibration.dataset:
+        calibration_set(recipe.calibration, models[recipe.frame])
     print(f"recipe {file.name}: no mistakes found")
     print(f"  {plan.tensors} tensors; reads {shown(plan.bytes_read)}, writes {shown(plan.bytes_written)}")
     print(f"  peak memory about {shown(plan.peak_memory)}")

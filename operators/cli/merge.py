@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from operators.cli.calibrate import statistics_for
 from operators.device import device as best_device
 from operators.progress import bar
-
-if TYPE_CHECKING:
-    from merging.recipe import Recipe
 
 
 def merge(
@@ -24,7 +22,8 @@ def merge(
 ) -> None:
     """Merge local checkpoints by a recipe; model paths count from the current folder.
 
-    With AIM, the recipe names the statistics that `calibrate` made: `aim: {omega: 0.4, statistics: FILE}`.
+    With AIM, the recipe names what `calibrate` made, `aim: {omega: 0.4, statistics: FILE}`, or what to calibrate the
+    base on, `calibration: {texts: FILE}` beside `aim: {omega: 0.4}`.
     """
     from merging.engine import merge as run
     from merging.recipe import Recipe
@@ -33,12 +32,14 @@ def merge(
     size = read_size(shard_size, "--shard-size") if shard_size else None
     loaded = Recipe.load(recipe)
     models = {name: Path(name) for name in loaded.inputs}
+    statistics, digests = statistics_for(loaded, models)
     with bar() as progress:
         done = run(
             loaded,
             out,
             models=models,
-            statistics=statistics_of(loaded),
+            statistics=statistics,
+            digests=digests,
             progress=progress,
             shard_size=size,
             device=best_device() if device == "auto" else device,
@@ -46,11 +47,6 @@ def merge(
     print(f"{out}: {done['tensors']} tensors, {shown(done['bytes_written'])} in {done['seconds']:.1f} s")
     for note in done["notes"]:
         print(f"  note: {note}")
-
-
-def statistics_of(recipe: Recipe) -> Path | None:
-    """The file of activation statistics that a recipe names."""
-    return Path(recipe.aim.statistics) if recipe.aim and recipe.aim.statistics else None
 
 
 def methods() -> None:

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from merging.calibration import calibrate, read_texts, token_blocks
+from merging.calibration import calibrate, read_texts, read_token_blocks, token_blocks
 from merging.digest import model_digest, model_files
 from merging.errors import InputError
-from merging.tensor_file import load_tensors
+from merging.tensor_file import load_tensors, save_tensors
 
 
 def texts(case):
@@ -29,6 +29,43 @@ def test_too_few_texts_for_a_block_are_refused(oracle):
     case = oracle("llama_f32")
     with pytest.raises(InputError, match="less than one block of 512"):
         token_blocks(["w5 w6"], case.model("base"))
+
+
+def test_texts_that_ran_out_are_told(oracle):
+    case = oracle("llama_f32")
+    assert token_blocks(texts(case), case.model("base"), samples=5, block=64).note is None
+    chosen = token_blocks([*texts(case)[:7], "", "w5 " * 600], case.model("base"), samples=100, block=64)
+    assert chosen.note == "the texts ended after 7 that can be used, of 100 wanted"
+    assert chosen.about["samples"] == "7"
+    lengths = json.loads(chosen.about["lengths"])
+    assert lengths["min"] <= lengths["mean"] <= lengths["max"] <= 512
+    assert lengths["mean"] * 7 >= chosen.blocks.numel()
+
+
+def test_token_blocks_are_read_as_they_are(oracle, tmp_path):
+    base, file = oracle("llama_f32").model("base"), tmp_path / "blocks.safetensors"
+    blocks = torch.arange(60).view(3, 20)
+    save_tensors(file, {"input_ids": blocks})
+    chosen = read_token_blocks(file, base)
+    assert torch.equal(chosen.blocks, blocks)
+    assert chosen.about == {"samples": "3", "lengths": '{"min": 20, "mean": 20.0, "max": 20}'}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "says"),
+    [
+        ({"ids": torch.zeros(2, 2, dtype=torch.int64)}, "has no tensor input_ids; it has ids"),
+        ({"input_ids": torch.zeros(2, 2, dtype=torch.int32)}, r"torch.int32 of shape \[2, 2\]; it must be int64"),
+        ({"input_ids": torch.zeros(4, dtype=torch.int64)}, r"of shape \[4\]; it must be int64"),
+        ({"input_ids": torch.zeros(0, 4, dtype=torch.int64)}, r"of shape \[0, 4\]"),
+        ({"input_ids": torch.tensor([[1, 2], [3, 10**6]])}, "token id 1000000 in block 1, but .* has ids 0 to"),
+        ({"input_ids": torch.tensor([[1, -1]])}, "token id -1 in block 0"),
+    ],
+)
+def test_other_token_blocks_are_refused(oracle, tmp_path, tensors, says):
+    save_tensors(tmp_path / "blocks.safetensors", tensors)
+    with pytest.raises(InputError, match=f"blocks.safetensors: .*{says}"):
+        read_token_blocks(tmp_path / "blocks.safetensors", oracle("llama_f32").model("base"))
 
 
 def test_statistics_equal_the_recorded(oracle, tmp_path):

@@ -1,8 +1,6 @@
 """A mapped model is the model that transformers loads, and lies in the pages of its files."""
 
 import shutil
-import threading
-import time
 
 import pytest
 import torch
@@ -13,6 +11,7 @@ from merging.mapped_model import MappedModel
 from merging.postflight import check_generates
 from merging.tensor_file import load_tensors, save_tensors
 from tests.merging.architectures import ARCHITECTURES, make_model
+from tests.merging.memory import growth
 
 IDS = torch.arange(3, 33)[None]
 
@@ -79,12 +78,6 @@ def test_another_shape_is_told(tmp_path):
         MappedModel(folder).load_all()
 
 
-def anonymous() -> int:
-    """Bytes of this process's memory that no file backs."""
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
-
-
 @pytest.mark.parametrize(
     ("name", "layer"),
     [("llama", 0), ("mixtral", 1)],  # a mixture's experts are put into one tensor, a layer at a time
@@ -94,19 +87,9 @@ def test_generating_takes_no_memory_of_the_model_s_size(name, layer, tmp_path):
     sizes = {"vocab_size": 16000, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12}
     folder = make_model(name, tmp_path / "large", torch.bfloat16, **sizes)
     bytes_of_layer = layer * (4 * 3 * 2048 * 512 + 2 * 512**2) * 2
-    before, peak, done = anonymous(), [0], threading.Event()
-
-    def watch():
-        while not done.is_set():
-            peak[0] = max(peak[0], anonymous())
-            time.sleep(0.002)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    check_generates(folder)
-    done.set()
-    thread.join()
+    with growth() as added:
+        check_generates(folder)
     size = (folder / "model.safetensors").stat().st_size
     assert size > 100e6
-    assert peak[0] - before < 20e6 + 2 * bytes_of_layer
+    assert added[0] < 20e6 + 2 * bytes_of_layer
     shutil.rmtree(folder)
