@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from merging.inputs import licence
+from merging.layers import in_order
 
 if TYPE_CHECKING:
     from merging.jobs import Merge
@@ -102,7 +103,7 @@ def lambda_section(lambdas: Lambdas) -> str:
     head = " | ".join(["Module", *(f"`{model}`" for model in models)])
     rows = [
         " | ".join([module, *(f"{lambdas.by_model[model][module]:.4f}" for model in models)])
-        for module in lambdas.by_model[models[0]]
+        for module in in_order(lambdas.by_model[models[0]])
     ]
     lines = [f"| {row} |" for row in [head, "---|" * len(models) + "---", *rows]]
     return LAMBDAS.format(lengths=f"Tokens of the calibration texts: {lengths}.", lambdas="\n".join(lines))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from merging.vocabulary import HEADS, is_embedding
+
 LAYER = re.compile(r"^(.*?\.)(\d+)(\..+)$")
 
 
@@ -29,3 +31,16 @@ def depth(layer: int | None, layers: int) -> float:
     if layer is None:
         return 0.0
     return layer / (layers - 1) if layers > 1 else 1.0
+
+
+def in_order(modules: Iterable[str]) -> list[str]:
+    """Modules as a model runs through them: the embedding, the layers by number, what comes after."""
+
+    def place(module: str) -> tuple:
+        layer = layer_of(module)
+        if layer is not None:
+            return 1, layer, module
+        weight = f"{module}.weight"
+        return (0 if is_embedding(weight) else 2), weight in HEADS, module
+
+    return sorted(modules, key=place)

@@ -12,6 +12,7 @@ import yaml
 
 from evaluation.plan import PlannedCandidate, PlannedModel, StudyPlan
 from merging.errors import InputError, TransientError
+from operators.activations import importance_files, lambda_files
 from operators.hooks.mlflow import tracking
 from operators.hooks.object_store import ObjectStore
 from operators.links import MLflowLink, airflow_url
@@ -46,8 +47,9 @@ class SelectOperator(StudyStep):
             for row in report["rows"]:
                 member = plan.member(row["name"])
                 artifacts = _artifacts(store, plan, member, scores, folder / row["digest"][:16])
+                artifacts |= lambda_files(store, member, folder / row["digest"][:16])
                 row["mlflow_run"] = track.log_member(parent, **_record(plan, member, row), artifacts=artifacts)
-            track.log_files(parent, _pictures(report, folder))
+            track.log_files(parent, _pictures(report, folder) | importance_files(store, plan, folder))
         report["mlflow_run"] = parent
         report["mlflow_url"] = self.mlflow_url = track.run_url(experiment, parent)
         report["compare_url"] = track.compare_url(

@@ -33,6 +33,7 @@ def consensus(
     from merging.acm import lambdas, length_statistics, length_warnings
     from merging.calibration import read_texts
     from merging.consensus import measure, text_samples
+    from merging.layers import in_order
 
     ids = text_samples(read_texts(texts), base, samples, longest)
     with bar() as progress:
@@ -48,8 +49,10 @@ def consensus(
     lengths = length_statistics(found.lengths)
     print(f"{out}: {len(found.information)} modules, {lengths['samples']} samples of {lengths['shortest']} to ", end="")
     print(f"{lengths['longest']} tokens (mean {lengths['mean']:.1f}, deviation {lengths['standard deviation']:.1f})")
-    for module, value in lambdas(found.information, PUBLISHED).items():
+    shown = lambdas(found.information, PUBLISHED)
+    for module in in_order(shown):
         nats = found.information[module]
-        print(f"  {module}: {nats.mean():.3f} nats, at most {nats.max():.3f}; lambda {value:.4f} at t {PUBLISHED}")
+        told = f"{nats.mean():.3f} nats, at most {nats.max():.3f}"
+        print(f"  {module}: {told}; lambda {shown[module]:.4f} at t {PUBLISHED}")
     for note in length_warnings(found.lengths):
         print(f"  note: {note}")
