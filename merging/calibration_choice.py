@@ -11,7 +11,7 @@ class CalibrationChoice(BaseModel):
     """Texts (a JSONL file), a field of a data set (a hub id), or token blocks (a safetensors file): one of the three.
 
     The published setting (arXiv 2502.02421) is 256 samples of the Pile's validation split in blocks of 512 tokens.
-    Token blocks are taken as they are.
+    Token blocks are taken as they are. ACM takes each text, or block, as a sample of its own, cut to `longest` tokens.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -23,6 +23,7 @@ class CalibrationChoice(BaseModel):
     field: str = "text"
     samples: int = Field(256, ge=1)
     block: int = Field(512, ge=2)
+    longest: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _one_source(self) -> CalibrationChoice:

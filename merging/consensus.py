@@ -76,9 +76,7 @@ def measure(
     if problems := differences(*models):
         raise InputError(problems)
     digests = digests or tuple(model_digest(model_files(folder)) for folder in (base, against))
-    lengths = [len(ids) for ids in samples]
-    contents = hashlib.sha256(torch.cat(list(samples)).numpy().tobytes()).hexdigest()
-    partial = Partial(Path(out), json_digest([CONSENSUS_VERSION, *digests, lengths, contents, str(dtype)]))
+    partial = Partial(Path(out), consensus_key(digests, samples, dtype))
     try:
         run = Comparison((base, against), samples, {"outputs": watch, "dtype": dtype, "device": device})
         try:
@@ -86,11 +84,18 @@ def measure(
         except NotStreamable:
             run.whole(progress)
         refuse_unwatched(base, models[0].tensors, run.information)
-        found = Consensus(run.information, lengths, *digests)
+        found = Consensus(run.information, [len(ids) for ids in samples], *digests)
         partial.finish(run.information, {**(metadata or {}), **found.about, "dtype": str(dtype).split(".")[1]})
     finally:
         partial.release()
     return found
+
+
+def consensus_key(digests: tuple[str, str], samples: Sequence[Tensor], dtype: torch.dtype = torch.bfloat16) -> str:
+    """What is measured, whatever the samples' tokens come from; `digests` are the two models'."""
+    lengths = [len(ids) for ids in samples]
+    contents = hashlib.sha256(torch.cat(list(samples)).numpy().tobytes()).hexdigest()
+    return json_digest([CONSENSUS_VERSION, *digests, lengths, contents, str(dtype)])
 
 
 class Comparison:

@@ -83,7 +83,7 @@ def missing(recipe: Recipe, model: str) -> str:
     against = "the plain merge" if model == MERGED else model
     return (
         f"acm: needs the mutual information of {recipe.base_model} and {against}; make it with `mergeflow consensus` "
-        "and name the file as `statistics`"
+        "and name the file as `statistics`, or say on what to measure it as `calibration`"
     )
 
 

@@ -10,7 +10,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from merging.calibration_choice import CalibrationChoice
 from merging.errors import InputError
+from operators.cli.calibrate import choice_of
+from operators.cli.calibrate import run as calibrate
 from operators.device import device as best_device
 from operators.progress import bar
 
@@ -24,8 +27,8 @@ def aim(
     ] = None,
     statistics: Annotated[Path | None, typer.Option(help="what `calibrate` made of the base")] = None,
     texts: Annotated[Path | None, typer.Option(help="calibrate the base on these, JSONL as `calibrate` takes")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="texts to calibrate on")] = 256,
-    block: Annotated[int, typer.Option(min=2, help="tokens per block of them")] = 512,
+    samples: Annotated[int | None, typer.Option(min=1, help="texts to calibrate on; 256 by default")] = None,
+    block: Annotated[int | None, typer.Option(min=2, help="tokens per block of them; 512 by default")] = None,
     shard_size: Annotated[str | None, typer.Option(help="as for `merge`")] = None,
     device: Annotated[Literal["cpu", "cuda", "auto"], typer.Option(help="auto: a GPU where there is one")] = "cpu",
 ) -> None:
@@ -43,7 +46,8 @@ def aim(
     omegas = list(dict.fromkeys(omega or [0.4]))
     recipes = [recipe_for(str(merged), str(base), one) for one in omegas]
     outs = [out] if len(omegas) == 1 else [out / f"omega-{one:g}" for one in omegas]
-    with calibrated(statistics, texts, base, samples, block) as file, bar() as progress:
+    choice = choice_of({"texts": texts, "samples": samples, "block": block}) if texts else None
+    with calibrated(statistics, choice, base) as file, bar() as progress:
         results = merge_many(
             recipes,
             outs,
@@ -63,13 +67,11 @@ def aim(
 
 
 @contextmanager
-def calibrated(statistics: Path | None, texts: Path | None, base: Path, samples: int, block: int) -> Iterator[Path]:
+def calibrated(statistics: Path | None, choice: CalibrationChoice | None, base: Path) -> Iterator[Path]:
     """The file of the base's statistics: the one that is named, or one made of the texts for as long as it is used."""
     if statistics:
         yield statistics
         return
-    from operators.cli.calibrate import calibrate
-
     with tempfile.TemporaryDirectory(prefix="mergeflow-aim-") as folder:
-        calibrate(base, Path(folder) / "statistics.safetensors", texts, samples, block)
+        calibrate(choice, base, Path(folder) / "statistics.safetensors")
         yield Path(folder) / "statistics.safetensors"

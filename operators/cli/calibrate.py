@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -92,20 +93,27 @@ def run(
 
 def calibration_set(choice: CalibrationChoice, model: Path) -> tuple[CalibrationSet, str]:
     """The calibration set of a model, and the digest of what it is made from. Raises InputError naming the source."""
-    from merging.calibration import read_texts, read_token_blocks, token_blocks
+    from merging.calibration import read_token_blocks, token_blocks
     from merging.calibration.texts import texts_digest
 
     if choice.token_blocks:
         return read_token_blocks(choice.token_blocks, model), texts_digest(choice.token_blocks)
+    texts, source = texts_of(choice)
+    return token_blocks(texts, model, choice.samples, choice.block), source
+
+
+def texts_of(choice: CalibrationChoice) -> tuple[Iterable[str], str]:
+    """The texts of a choice that is not of token blocks, and the digest of what they come from."""
+    from merging.calibration import read_texts
+    from merging.calibration.texts import texts_digest
+
     if choice.texts:
-        texts = read_texts(choice.texts)
-        return token_blocks(texts, model, choice.samples, choice.block), texts_digest(choice.texts)
+        return read_texts(choice.texts), texts_digest(choice.texts)
     from evaluation.texts import dataset_texts
 
     name, revision = pinned(choice.dataset)
-    texts = dataset_texts(name, revision, choice.split, choice.field)
     about = {"dataset": name, "revision": revision, "split": choice.split, "field": choice.field}
-    return token_blocks(texts, model, choice.samples, choice.block), json_digest(about)
+    return dataset_texts(name, revision, choice.split, choice.field), json_digest(about)
 
 
 def pinned(dataset: str) -> tuple[str, str | None]:

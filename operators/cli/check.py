@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from operators.cli.calibrate import calibrates, calibration_set, statistics_of
+from operators.cli.consensus import measures, samples_of
 
 if TYPE_CHECKING:
     from evaluation.study import Study
@@ -48,10 +49,12 @@ def _check_recipe(file: Path) -> None:
 
     recipe = Recipe.load(file)
     models, statistics = {name: Path(name) for name in recipe.inputs}, statistics_of(recipe)
-    made = calibrates(recipe)
-    plan = preflight(recipe.model_copy(update={"aim": None}) if made else recipe, models, statistics=statistics)
+    made = {"aim": None} if calibrates(recipe) else {}
+    made |= {"acm": None} if measures(recipe) else {}
+    plan = preflight(recipe.model_copy(update=made), models, statistics=statistics)
     if made and not recipe.calibration.dataset:
-        calibration_set(recipe.calibration, models[recipe.frame])
+        read = calibration_set if calibrates(recipe) else samples_of
+        read(recipe.calibration, models[recipe.frame])
     print(f"recipe {file.name}: no mistakes found")
     print(f"  {plan.tensors} tensors; reads {shown(plan.bytes_read)}, writes {shown(plan.bytes_written)}")
     print(f"  peak memory about {shown(plan.peak_memory)}")

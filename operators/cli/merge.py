@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from operators.cli.calibrate import statistics_for
+from operators.cli.consensus import consensus_for
 from operators.device import device as best_device
 from operators.progress import bar
 
@@ -23,7 +24,7 @@ def merge(
     """Merge local checkpoints by a recipe; model paths count from the current folder.
 
     With AIM, the recipe names what `calibrate` made, `aim: {omega: 0.4, statistics: FILE}`, or what to calibrate the
-    base on, `calibration: {texts: FILE}` beside `aim: {omega: 0.4}`.
+    base on, `calibration: {texts: FILE}` beside `aim: {omega: 0.4}`. ACM likewise, with what `consensus` made.
     """
     from merging.engine import merge as run
     from merging.recipe import Recipe
@@ -33,13 +34,15 @@ def merge(
     loaded = Recipe.load(recipe)
     models = {name: Path(name) for name in loaded.inputs}
     statistics, digests = statistics_for(loaded, models)
+    consensus, more_digests = consensus_for(loaded, models, statistics)
     with bar() as progress:
         done = run(
             loaded,
             out,
             models=models,
             statistics=statistics,
-            digests=digests,
+            consensus=consensus,
+            digests=digests | more_digests,
             progress=progress,
             shard_size=size,
             device=best_device() if device == "auto" else device,
