@@ -100,18 +100,25 @@ def _hover(row: Row, every: Sequence[Axis]) -> str:
     return "<br>".join([*lines, "on the front" if row["on_front"] else "not on the front"])
 
 
-def table_markdown(rows: Sequence[Row], objectives: Sequence[dict[str, str]]) -> str:
-    """All models with their scores and standard errors, best first; the best value of each objective in bold."""
+def table_markdown(
+    rows: Sequence[Row], objectives: Sequence[dict[str, str]], length_reference: str | None = None
+) -> str:
+    """All models with their scores and standard errors, best first; the best value of each objective in bold.
+
+    `length_reference` names the model that the rows' `length_change` is measured against; None leaves it out.
+    """
     rows = ordered(rows)
     every = axes(objectives)
     best = [(max if axis.maximise else min)(axis.value(row) for row in rows) for axis in every]
-    titles = ["#", "model", *(axis.title for axis in every), "on the front", "hypervolume gain"]
-    lines = [titles, ["---:", "---", *("---:" for _ in every), ":---:", "---:"]]
+    change = [f"length change against {length_reference}"] if length_reference else []
+    titles = ["#", "model", *(axis.title for axis in every), *change, "on the front", "hypervolume gain"]
+    lines = [titles, ["---:", "---", *("---:" for _ in [*every, *change]), ":---:", "---:"]]
     for number, row in enumerate(rows, start=1):
         cells = [
             f"**{axis.text(row)}**" if axis.value(row) == top else axis.text(row)
             for axis, top in zip(every, best, strict=True)
         ]
+        cells += [f"{100 * row['length_change']:+.1f} %" for _ in change]
         gain = row.get("hypervolume_gain")
         name = row["name"] if row["kind"] in (row["name"], "candidate") else f"{row['name']} ({row['kind']})"
         number = str(number) if row["kind"] == "candidate" else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evaluation.length import length_change
 from evaluation.pareto import front, hypervolume_gain, unit_scores
 from evaluation.plan import PlannedModel, StudyPlan
 from evaluation.study import Study
@@ -27,12 +28,14 @@ def build_report(
     objectives = [{"name": name, "goal": goal} for name, goal in plan.study.objectives.items()]
     _mark_front(rows, plan.study)
     _measure_gain(rows, plan.study)
+    reference = _measure_length(rows, plan.study)
     for row in rows:
         row["unmet"] = unmet_requirements(row, rows, plan.study) if row["kind"] == "candidate" else []
     return {
         "study": plan.study.name,
         "run": plan.run,
         "objectives": objectives,
+        "length_reference": reference,
         "rows": rows,
         "ranking": [row["name"] for row in rank(rows)],
         "not_made": not_made,
@@ -121,3 +124,18 @@ def _table(rows: Sequence[Row], study: Study) -> list[list[float]]:
 
 def _maximise(study: Study) -> list[bool]:
     return [goal == "maximise" for goal in study.objectives.values()]
+
+
+def _measure_length(rows: list[Row], study: Study) -> str | None:
+    """Length change of every row against the study's reference, by default the expert that answers at most length.
+
+    Returns the reference's name; None where no objective is a length, or the reference answers nothing.
+    """
+    measured = [objective for objective in study.objectives if "." in objective]
+    lengths = {row["name"]: [_value(row, objective) for objective in measured] for row in rows}
+    reference = study.length_reference or max(study.experts, key=lambda name: sum(lengths[name]))
+    if not measured or not all(lengths[reference]):
+        reference = None
+    for row in rows:
+        row["length_change"] = reference and length_change(lengths[row["name"]], lengths[reference])
+    return reference

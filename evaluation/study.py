@@ -108,6 +108,7 @@ class Study(_Part):
     calibration: Calibration | None = None
     benchmarks: dict[Annotated[str, Field(pattern=PLAIN_NAME)], Benchmark] = Field(min_length=1)
     objectives: dict[str, Goal] = Field(min_length=1)
+    length_reference: str | None = None
     promotion: Promotion | None = None
     schedule: str | None = None
     seed: int = Field(42, ge=0)

@@ -27,6 +27,7 @@ def cross_check(study: Study, bad: set[Any]) -> list[str]:
         _check_calibration: {"informed", "calibration"},
         _check_tasks: {"benchmarks"},
         _check_objectives: {"benchmarks", "objectives"},
+        _check_length_reference: {"base", "experts", "objectives", "length_reference"},
         _check_requirements: {"base", "experts", "objectives", "promotion"},
     }
     problems = [problem for check, needs in checks.items() if not needs & bad for problem in check(study)]
@@ -79,6 +80,17 @@ def _check_objectives(study: Study) -> list[str]:
     silent = {f"{name}.{RESPONSE_TOKENS}" for name, one in study.benchmarks.items() if not generates(one.task)}
     problems += [f"objectives: {one}: this benchmark generates no text" for one in study.objectives if one in silent]
     return problems
+
+
+def _check_length_reference(study: Study) -> list[str]:
+    name = study.length_reference
+    if name is None:
+        return []
+    if name not in study.sources:
+        return [f"length_reference: {name} is not a model of the study{suggest(name, study.sources)}"]
+    if not any(objective.endswith(f".{RESPONSE_TOKENS}") for objective in study.objectives):
+        return [f"length_reference: no objective is a response length; add one, such as BENCHMARK.{RESPONSE_TOKENS}"]
+    return []
 
 
 def _check_requirements(study: Study) -> list[str]:

@@ -81,7 +81,9 @@ def _table(report: dict[str, Any]) -> str:
     from evaluation.figures import table_markdown
     from evaluation.report import not_made_lines
 
-    return "\n\n".join([table_markdown(report["rows"], report["objectives"]), *not_made_lines(report)])
+    return "\n\n".join(
+        [table_markdown(report["rows"], report["objectives"], report["length_reference"]), *not_made_lines(report)]
+    )
 
 
 def gather_scores(store: ObjectStore, plan: StudyPlan, without: Collection[str]) -> dict[str, dict[str, Any]]:
@@ -104,6 +106,7 @@ def _record(plan: StudyPlan, member: PlannedModel | PlannedCandidate, row: dict[
         metrics[f"{benchmark}_stderr"] = score["stderr"]
         metrics[f"{benchmark}_response_tokens"] = score["response_tokens"]
     metrics["hypervolume_gain"] = row["hypervolume_gain"]
+    metrics["length_change"] = row["length_change"]
     return {
         "name": member.name,
         "metrics": {key: value for key, value in metrics.items() if value is not None},

@@ -42,6 +42,14 @@ def test_the_table_has_the_best_candidate_first_and_every_score_with_its_error()
     ]
 
 
+def test_the_table_says_what_the_length_change_is_measured_against():
+    rows = [{**row, "length_change": row["scores"]["math"]["response_tokens"] / 12 - 1} for row in ROWS]
+    header, _, best, *_, base = table_markdown(rows, [MATH], "math").splitlines()
+    assert "| math (%) | length change against math | on the front |" in header
+    assert "| 40.0 ± 3.0 | -25.0 % | yes |" in best
+    assert "| 5.0 ± 3.0 | +66.7 % |  |" in base
+
+
 def test_the_first_three_pairs_of_objectives_are_drawn():
     names = [(x.name, y.name) for x, y in axis_pairs([MATH, CODE, TALK, LENGTH])]
     assert names == [("math", "code"), ("math", "talk"), ("math", "math.response_tokens")]

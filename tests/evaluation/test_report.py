@@ -21,7 +21,7 @@ INPUTS = {"base": (0.2, 0.2), "math": (0.6, 0.1), "code": (0.1, 0.6)}
 
 
 def report(scores, tokens=None, missing=(), not_made=None, **changes):
-    """A report from {"linear": (math, code), ...}; `tokens` likewise for the length of the answers to math."""
+    """A report from {"linear": (math, code), ...}; `tokens` likewise for the length of the answers."""
     study = Study.parse({**STUDY, **changes}, folder=Path("."))
     resolved = {name: {"digest": name * 8, "reference": source} for name, source in study.sources.items()}
     plan = plan_study(study, "run-1", resolved)
@@ -30,8 +30,9 @@ def report(scores, tokens=None, missing=(), not_made=None, **changes):
     lengths = {name if name in INPUTS else f"{name} math+code": value for name, value in (tokens or {}).items()}
     found = {}
     for member in [one for one in [*plan.models, *plan.candidates] if one.name not in (not_made or {})]:
-        for benchmark, value in zip(("math", "code"), given[member.name], strict=True):
-            score = {"value": value, "stderr": 0.02, "response_tokens": lengths.get(member.name)}
+        length = lengths.get(member.name, (None, None))
+        for place, (benchmark, value) in enumerate(zip(("math", "code"), given[member.name], strict=True)):
+            score = {"value": value, "stderr": 0.02, "response_tokens": length[place]}
             found[member.scores[benchmark]] = score
     built = build_report(plan, found, not_made)
     return built, {row["name"].removesuffix(" math+code"): row for row in built["rows"]}
@@ -78,7 +79,8 @@ def test_a_candidate_that_an_expert_beats_is_off_the_front_and_gains_nothing():
 
 def test_a_response_length_to_minimise_counts_against_the_longest_input():
     objectives = {"math": "maximise", "math.response_tokens": "minimise"}
-    tokens = {"base": 10, "math": 40, "code": 10, "linear": 20, "task_arithmetic": 50, "ties": 40}
+    lengths = {"base": 10, "math": 40, "code": 10, "linear": 20, "task_arithmetic": 50, "ties": 40}
+    tokens = {name: (length, None) for name, length in lengths.items()}
     _, rows = report(
         {"linear": (0.5, 0), "task_arithmetic": (0.5, 0), "ties": (0.7, 0)},
         tokens=tokens,
@@ -90,6 +92,39 @@ def test_a_response_length_to_minimise_counts_against_the_longest_input():
     assert rows["task_arithmetic"]["hypervolume_gain"] == 0
     assert rows["task_arithmetic"]["unmet"] == ["math.response_tokens <= 45 (found 50.0, needs <= 45.0)"]
     assert rows["ties"]["on_front"]
+
+
+LONG_TO_SHORT = {
+    "objectives": {"math": "maximise", "math.response_tokens": "minimise", "code.response_tokens": "minimise"},
+    "promotion": None,
+}
+
+
+@pytest.mark.parametrize(("named", "reference"), [({}, "math"), ({"length_reference": "base"}, "base")])
+def test_length_changes_against_the_longest_expert_or_the_model_that_the_study_names(named, reference):
+    tokens = {"base": (50, 100), "math": (40, 10), "code": (8, 40), "linear": (20, 10), "task_arithmetic": (10, 0)}
+    built, rows = report(
+        {"linear": (0.5, 0), "task_arithmetic": (0.5, 0), "ties": (0.7, 0)},
+        tokens={**tokens, "ties": (0, 0)},
+        **LONG_TO_SHORT,
+        **named,
+    )
+    assert built["length_reference"] == reference
+    assert rows[reference]["length_change"] == 0
+    changes = {
+        name: ((math / tokens[reference][0] - 1) + (code / tokens[reference][1] - 1)) / 2
+        for name, (math, code) in tokens.items()
+    }
+    assert {name: rows[name]["length_change"] for name in tokens} == pytest.approx(changes)
+    assert rows["ties"]["length_change"] == -1
+
+
+def test_no_length_change_where_the_reference_answers_nothing_or_lengths_are_no_objective():
+    scores = dict.fromkeys(STUDY["methods"], (0.5, 0.5))
+    silent = dict.fromkeys([*INPUTS, *STUDY["methods"]], (3, 0))
+    for built, rows in [report(scores), report(scores, tokens=silent, **LONG_TO_SHORT)]:
+        assert built["length_reference"] is None
+        assert {row["length_change"] for row in rows.values()} == {None}
 
 
 def test_rows_say_what_was_reused():

@@ -93,6 +93,8 @@ def test_a_good_study_loads(tmp_path):
             "objectives",
             "generates no text",
         ),
+        ({"length_reference": "maths"}, "length_reference", "did you mean math?"),
+        ({"length_reference": "math"}, "length_reference", "add one, such as BENCHMARK.response_tokens"),
         ({"methods (old)": 1}, "methods (old)", "did you mean methods?"),
         ({"base": None}, "base", "missing; it is required"),
     ],
