@@ -216,6 +216,21 @@ def test_a_new_method_makes_only_its_candidates(first, workflow):
     assert ("benchmark_inputs", "success") not in states(result)
 
 
+def test_a_candidate_that_overflows_is_left_out(first, workflow, store):
+    overflow = {"merge_method": "task_arithmetic", "parameters": {"lambda": 1e39}}
+    workflow.write({"methods": ["linear", overflow], "informed": ["plain"]})
+    result = workflow.run(promote=False)
+    assert result["state"] == "success", result["log"][-3000:]
+    assert states(result)["math-code.merge", "success"] == 1
+    assert "math-code.benchmark" not in {task for task, state in states(result) if state == "success"}
+    report = report_of(store, result)
+    [(name, reason)] = report["not_made"].items()
+    assert name == "task_arithmetic(l=1e+39) math+code"
+    assert "holds NaN or Inf: the merge overflowed" in reason
+    assert [row["name"] for row in report["rows"] if row["kind"] == "candidate"] == ["linear math+code"]
+    workflow.write({})
+
+
 def test_a_mistake_fails_the_plan_at_once_with_its_lines(workflow):
     workflow.write({"experts": {**STUDY["experts"], "code": str(PROJECT / "docs")}})
     result = workflow.run()
