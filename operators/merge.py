@@ -101,8 +101,11 @@ def held(folders: Sequence[Path]) -> Iterator[None]:
 
 
 def _leave(folder: Path, descriptor: int) -> None:
-    with suppress(OSError):
-        folder.rmdir()  # a folder that holds something is for the next try
+    from merging.output import is_at
+
+    if is_at(descriptor, folder):  # else it was removed, and what is there now is another task's
+        with suppress(OSError):
+            folder.rmdir()  # a folder that holds something is for the next try
     os.close(descriptor)
 
 
@@ -176,6 +179,8 @@ class Merging:
         return shown
 
     def _take(self, candidate: PlannedCandidate, inputs: Sequence[str], result: Mapping[str, Any]) -> None:
+        for note in result["notes"]:
+            log.info("%s: %s", candidate.name, note)
         about = {
             "recipe": candidate.recipe,
             "inputs": {name: self.digests[name] for name in inputs},
