@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from evaluation.plan import StudyPlan
+from merging.errors import InputError
 from operators.device import device
 from operators.hooks.object_store import ObjectStore
 from operators.progress import log_lines
@@ -30,8 +33,7 @@ class CalibrateOperator(StudyStep):
             from merging.calibration import calibrate, token_blocks
 
             base = store.local("models", plan.model("base").digest)
-            with store.scratch() as folder:
-                (folder / "out").mkdir()
+            with workplace(store, wanted.digest) as folder:
                 chosen = token_blocks(texts_of(store, wanted.texts, folder), base, wanted.samples, wanted.block)
                 if chosen.note:
                     log.warning(chosen.note)
@@ -47,6 +49,22 @@ class CalibrateOperator(StudyStep):
                 )
                 store.publish("calibrations", wanted.digest, folder / "out", about, force=plan.force)
         return store.uri("calibrations", wanted.digest)
+
+
+@contextmanager
+def workplace(store: ObjectStore, digest: str) -> Iterator[Path]:
+    """Where this worker makes statistics, in `out`: the same folder for every try, to go on with what a killed one did.
+
+    Gone once what is made is published, or cannot be made at all.
+    """
+    folder = store.cache / "calibrating" / digest
+    (folder / "out").mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    except InputError:
+        shutil.rmtree(folder)
+        raise
+    shutil.rmtree(folder)
 
 
 def texts_of(store: ObjectStore, texts: dict[str, str], folder: Path) -> Iterable[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.plan import PlannedCandidate, StudyPlan
-from operators.calibrate import texts_of
+from operators.calibrate import texts_of, workplace
 from operators.device import device
 from operators.hooks.object_store import ObjectStore
 from operators.merge import not_made
@@ -37,8 +37,7 @@ def measure_consensus(store: ObjectStore, plan: StudyPlan, name: str) -> str:
 
         base, against = (plan.member(one).digest for one in ("base", name))
         folders = [store.local("models", digest) for digest in (base, against)]
-        with store.scratch() as folder:
-            (folder / "out").mkdir()
+        with workplace(store, wanted.digest) as folder:
             texts = texts_of(store, wanted.texts, folder)
             samples = text_samples(texts, folders[0], wanted.samples, wanted.longest)
             log.info("consensus of base and %s on %d samples", name, len(samples))
