@@ -165,6 +165,7 @@ def without_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> n
     """
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()  # it would draw one for every layer
     config = transformers.AutoConfig.from_pretrained(folder)
     for part in [config, *(getattr(config, name, None) for name in config.sub_configs)]:
         if part is not None:
