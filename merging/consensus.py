@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from merging.acm import Consensus
 from merging.calibration.partial import Partial
 from merging.calibration.stream import NotStreamable, States, Step, stream, whole
-from merging.calibration.texts import refuse_unknown_tokens
+from merging.calibration.texts import load_tokenizer, refuse_unknown_tokens
 from merging.digest import CONSENSUS_VERSION, json_digest, model_digest, model_files
 from merging.errors import InputError
 from merging.inputs import differences, open_model
@@ -35,9 +35,7 @@ def text_samples(
     The first `samples` that hold a token (None: all), cut to `longest` tokens (None: uncut). InputError for none, or
     for a token the model does not have.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    tokenizer = load_tokenizer(model_dir)
     found = []
     for text in texts:
         if len(found) == samples:

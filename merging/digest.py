@@ -21,6 +21,7 @@ TOKENIZER_FILES = frozenset(
         "chat_template.json",
     }
 )
+CALIBRATION_VERSION = 2  # changes whenever the activation statistics change by more than rounding
 CONSENSUS_VERSION = 1  # changes whenever the mutual information changes by more than rounding
 CONFIG_FILES = frozenset({"config.json", "generation_config.json"})
 
@@ -71,9 +72,8 @@ def model_digest(files: Mapping[str, Mapping]) -> str:
 
 def calibration_digest(model_digest: str, texts_sha256: str, samples: int, block: int) -> str:
     """The digest of the activation statistics of a model on a calibration set."""
-    return json_digest(
-        {"calibration": 1, "model": model_digest, "texts": texts_sha256, "samples": samples, "block": block}
-    )
+    settings = {"texts": texts_sha256, "samples": samples, "block": block}
+    return json_digest({"calibration": CALIBRATION_VERSION, "model": model_digest, **settings})
 
 
 def consensus_digest(base: str, against: str, texts_sha256: str, samples: int, longest: int | None) -> str:

@@ -51,9 +51,6 @@ def check_generates(folder: Path) -> None:
 
     The weights stay in the pages of their files, so memory does not follow the model's size.
     """
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
     model, missing, unexpected = load(folder)
     found = {"missing_keys": missing, "unexpected_keys": unexpected}
     wrong = {kind: sorted(names)[:3] for kind, names in found.items() if names}

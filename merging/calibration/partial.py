@@ -75,6 +75,11 @@ class Partial:
         os.replace(self.folder / RESULT, self.out)
         shutil.rmtree(self.folder)
 
+    def discard(self) -> None:
+        """Forget what was saved: nothing can be made of it."""
+        for name in os.listdir(self.folder):
+            (self.folder / name).unlink()
+
     def release(self) -> None:
         """Let others at it; a folder that nothing was saved in goes."""
         if self.folder.exists() and not os.listdir(self.folder):

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from merging.calibration.partial import Partial
 from merging.calibration.stream import NotStreamable, States, Step, stream, whole
 from merging.checkpoint import Checkpoint
-from merging.digest import json_digest, model_digest, model_files
+from merging.digest import CALIBRATION_VERSION, json_digest, model_digest, model_files
+from merging.errors import InputError
 
 log = logging.getLogger(__name__)
-VERSION = 2  # changes whenever the statistics change by more than rounding
 
 Progress = Callable[[int, int, str], None]
 
@@ -85,7 +85,8 @@ def calibrate(
     The file's metadata are `metadata` (its `model`, if known, is the model's digest) with the number of blocks and
     tokens, the dtype, and `routed_tokens`: JSON, how many tokens each module saw that did not see all.
 
-    Raises InputError for a model that cannot be read, TransientError if another process is making the same file.
+    Raises InputError for a model that cannot be read or whose activations are not finite, TransientError if another
+    process is making the same file.
     """
     about = dict(metadata or {})
     about["model"] = about.get("model") or model_digest(model_files(model_dir))
@@ -101,7 +102,11 @@ def calibrate(
         about |= {"blocks": str(len(blocks)), "tokens": str(blocks.numel()), "dtype": str(dtype).split(".")[1]}
         fewer = {name: rows for name, rows in sorted(sums.rows.items()) if rows != blocks.numel()}
         about |= {"routed_tokens": json.dumps(fewer)} if fewer else {}
-        partial.finish(with_idle_modules(sums, Checkpoint(model_dir)), about)
+        vectors = with_idle_modules(sums, Checkpoint(model_dir))
+        if problems := unbounded(model_dir, vectors, about["dtype"]):
+            partial.discard()
+            raise InputError(problems)
+        partial.finish(vectors, about)
     finally:
         partial.release()
 
@@ -109,7 +114,7 @@ def calibrate(
 def statistics_key(model: str, blocks: Tensor, dtype: torch.dtype = torch.float32) -> str:
     """What statistics are of: a model's digest, token ids (blocks, length), and the dtype the model ran in."""
     contents = hashlib.sha256(blocks.contiguous().numpy().tobytes()).hexdigest()
-    return json_digest([VERSION, model, contents, list(blocks.shape), str(dtype)])
+    return json_digest([CALIBRATION_VERSION, model, contents, list(blocks.shape), str(dtype)])
 
 
 def run_streamed(model_dir, blocks: Tensor, partial: Partial, options, progress: Progress | None) -> Sums:
@@ -144,3 +149,10 @@ def with_idle_modules(sums: Sums, checkpoint: Checkpoint) -> dict[str, Tensor]:
         if rows == 0 and (entry := checkpoint.entries.get(name + ".weight")):
             vectors[name] = torch.zeros(entry.shape[-1])
     return vectors
+
+
+def unbounded(model_dir, vectors: Mapping[str, Tensor], dtype: str) -> list[str]:
+    """A line for the first module, in the order of the model, that saw NaN or Inf."""
+    bad = next((name for name, vector in vectors.items() if not bool(vector.isfinite().all())), None)
+    advice = "its weights are damaged" if dtype == "float32" else "run it in float32"
+    return [f"{model_dir}: what goes into {bad} is not finite on the calibration set; {advice}"] if bad else []

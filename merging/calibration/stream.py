@@ -125,7 +125,7 @@ class Run:
     """A model in parts: what comes before its layers, each layer, what comes after."""
 
     def __init__(self, folder: str | Path, inputs: Watch | None, outputs: Watch | None, dtype: torch.dtype, device):
-        self.mapped = MappedModel(folder, dtype, device)
+        self.mapped = open_model(folder, dtype, device)
         if self.mapped.missing:
             raise InputError(f"{folder}: tensor {min(self.mapped.missing)} is missing; fetch the model again")
         model = self.mapped.model
@@ -224,6 +224,16 @@ class Run:
             self.calls(hidden)
         with replaced(self.layers, lambda _: lambda *_, **__: hidden):
             self.forward(inputs_embeds=hidden)
+
+
+def open_model(folder: str | Path, dtype: torch.dtype, device) -> MappedModel:
+    """The model in a folder, not loaded yet. Raises InputError where it cannot be."""
+    try:
+        return MappedModel(folder, dtype, device)
+    except InputError:
+        raise
+    except Exception as error:  # transformers' own are of many kinds
+        raise InputError(f"{folder}: does not load in transformers: {' '.join(str(error).split())}") from error
 
 
 def stop(*_) -> None:

@@ -31,7 +31,7 @@ def read_texts(path: str | Path) -> list[str]:
     """The texts of a JSONL file: objects with a `text` field, or plain strings. InputError names the line."""
     problems, texts = [], []
     try:
-        lines = Path(path).read_text().splitlines()
+        lines = Path(path).read_text().split("\n")  # a text may hold other characters that break lines
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text: {error}") from None
     for number, line in enumerate(lines, start=1):
@@ -39,7 +39,7 @@ def read_texts(path: str | Path) -> list[str]:
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problems.append(f"{path}:{number}: not valid JSON: {error}")
             continue
         text = value.get("text") if isinstance(value, dict) else value
@@ -61,9 +61,7 @@ def token_blocks(texts: Iterable[str], model_dir: str | Path, samples: int = 256
     left out; the first `samples` are joined and cut into blocks of `block` tokens, the tail dropped. InputError if
     nothing is left, or for a token the model does not have.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    tokenizer = load_tokenizer(model_dir)
     tokens: list[int] = []
     lengths: list[int] = []
     for text in texts:
@@ -81,6 +79,16 @@ def token_blocks(texts: Iterable[str], model_dir: str | Path, samples: int = 256
     about = {"samples": str(len(lengths)), "lengths": length_statistics(lengths)}
     ended = f"the texts ended after {len(lengths)} that can be used, of {samples} wanted"
     return CalibrationSet(blocks, about, ended if len(lengths) < samples else None)
+
+
+def load_tokenizer(model_dir: str | Path):
+    """A model's tokenizer. Raises InputError where transformers cannot load it."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model_dir)
+    except Exception as error:  # transformers' own are of many kinds
+        raise InputError(f"{model_dir}: its tokenizer does not load: {' '.join(str(error).split())}") from error
 
 
 def read_token_blocks(path: str | Path, model_dir: str | Path) -> CalibrationSet:

@@ -1,6 +1,7 @@
 """Calibration texts, token blocks and activation statistics against the recorded ones."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -96,6 +97,8 @@ def test_statistics_of_a_tied_model_near_the_recorded_bf16_run(oracle, tmp_path)
 def test_texts_are_objects_or_strings(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"text": "a", "id": 1}\n\n"b"\n')
     assert read_texts(tmp_path / "t.jsonl") == ["a", "b"]
+    (tmp_path / "t.jsonl").write_text('"one\u2028line"\r\n{"text": "\x85"}')
+    assert read_texts(tmp_path / "t.jsonl") == ["one\u2028line", "\x85"]
 
 
 @pytest.mark.parametrize(
@@ -105,3 +108,10 @@ def test_a_bad_line_is_named(tmp_path, content, expected):
     (tmp_path / "t.jsonl").write_text(content)
     with pytest.raises(InputError, match=f"t.jsonl{expected}|t.jsonl: {expected}"):
         read_texts(tmp_path / "t.jsonl")
+
+
+def test_a_tokenizer_that_does_not_load_is_told(oracle, tmp_path):
+    shutil.copytree(oracle("llama_f32").model("base"), tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="model: its tokenizer does not load: "):
+        token_blocks(["a"], tmp_path / "model")

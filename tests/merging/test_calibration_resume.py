@@ -137,3 +137,21 @@ def test_a_model_that_is_not_whole_leaves_nothing(model, tmp_path):
     with pytest.raises(InputError, match="model.layers.1.input_layernorm.weight is missing"):
         calibrate(model, BLOCKS, tmp_path / "s.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_activations_that_are_not_finite_are_refused_by_name(tmp_path):
+    model = make_model("llama", tmp_path / "model")
+    tensors, _ = load_tensors(model / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.inf
+    save_tensors(model / "model.safetensors", tensors)
+    for streamed in (True, False):
+        with pytest.raises(InputError, match="what goes into model.layers.1.mlp.down_proj is not finite"):
+            calibrate(model, BLOCKS, tmp_path / "s.safetensors", streamed=streamed)
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_configuration_that_transformers_does_not_know_is_told(model, tmp_path):
+    (model / "config.json").write_text('{"model_type": "nothing", "architectures": ["NothingForCausalLM"]}')
+    with pytest.raises(InputError, match="model: does not load in transformers: .*nothing") as caught:
+        calibrate(model, BLOCKS, tmp_path / "s.safetensors")
+    assert "\n" not in str(caught.value)

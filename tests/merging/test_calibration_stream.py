@@ -9,7 +9,7 @@ import transformers
 from torch import nn
 from torch.nn import functional as F
 
-from merging.aim import module_of
+from merging.aim import factor, module_of
 from merging.calibration import calibrate
 from merging.calibration.stream import NotStreamable, stream, whole
 from merging.checkpoint import Checkpoint
@@ -115,6 +115,7 @@ def test_an_expert_that_got_no_token_has_zeros(tmp_path):
     idle = [module for module, rows in json.loads(about["routed_tokens"]).items() if rows == 0]
     assert idle
     assert all(".experts." in module and not found[module].any() for module in idle)
+    assert all(torch.equal(factor(found[module], 0.4), torch.ones_like(found[module])) for module in idle)
     assert all(vector.any() for module, vector in found.items() if module not in idle)
 
 
