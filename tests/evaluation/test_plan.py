@@ -92,7 +92,9 @@ def test_two_names_for_one_model_are_refused():
 def test_a_plan_survives_json(changes):
     planned = plan(**changes).model_copy(update={"missing": frozenset({"a", "b"})})
     again = StudyPlan.model_validate(planned.model_dump(mode="json"))
-    assert again.model_dump(mode="json") == planned.model_dump(mode="json")
+    assert again.missing == planned.missing
+    left = [one.model_dump(mode="json", exclude={"missing"}) for one in (again, planned)]  # a set has no order
+    assert left[0] == left[1]
     assert again.study.methods == planned.study.methods
 
 
