@@ -200,3 +200,14 @@ def test_the_head_is_computed_only_where_it_is_watched(tmp_path):
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(BLOCKS[:1])
     step = next(whole(folder, BLOCKS[:1], outputs=lambda name, _: torch.clone if name == "lm_head" else None))
     assert torch.equal(dict(step.outputs)["lm_head"], model.logits)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+@pytest.mark.parametrize("name", ["llama", "gemma3", "mixtral"])
+def test_a_gpu_gives_what_the_cpu_gives(name, tmp_path):
+    folder = make_model(name, tmp_path / "model")
+    expected, _ = statistics(folder, tmp_path / "c.safetensors")
+    for streamed in (True, False):
+        found, _ = statistics(folder, tmp_path / "g.safetensors", device="cuda", streamed=streamed)
+        for module, vector in expected.items():
+            torch.testing.assert_close(found[module], vector, rtol=1e-3, atol=1e-3 * vector.max().item())
