@@ -8,7 +8,6 @@ tensor) take memory, so they come and go with the decoder layer they belong to.
 from __future__ import annotations
 
 import ctypes
-import importlib
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -17,9 +16,9 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
+from merging.architecture import decoder_layers, without_weights
 from merging.checkpoint import Checkpoint
 from merging.errors import InputError
-from merging.inputs import read_config
 
 
 class MappedModel:
@@ -47,6 +46,7 @@ class MappedModel:
         self.sources: dict[str, dict[str, list[str]]] = {}
         self.unexpected: set[str] = set()
         self._converted: set[str] = set()
+        self._stacked: dict[str, list[str]] = {}  # by parameter, its sources' patterns in the order of its rows
         self._match_names()
         self.missing = set(self._wanted) - set(self.sources)
         self._settle_names()
@@ -58,6 +58,12 @@ class MappedModel:
 
         renamings = [one for one in self._mapping if isinstance(one, WeightRenaming)]
         converters = [one for one in self._mapping if isinstance(one, WeightConverter)]
+        stacks = {
+            one: converter.source_patterns
+            for converter in converters
+            if is_stack(converter)
+            for one in converter.source_patterns
+        }
         prefix = self.model.base_model_prefix
         for tensor in sorted(self.checkpoint.entries, key=dot_natural_key):
             name, pattern = rename_source_key(tensor, renamings, converters, prefix, self._wanted)
@@ -69,6 +75,8 @@ class MappedModel:
             self.sources.setdefault(name, {}).setdefault(pattern or "", []).append(tensor)
             if pattern or self.checkpoint.entries[tensor].dtype != self._wanted[name].dtype:
                 self._converted.add(name)
+            if pattern in stacks:
+                self._stacked[name] = stacks[pattern]
 
     def _settle_names(self) -> None:
         """Take out what transformers lets be missing or unexpected, and what a converter or a tie provides."""
@@ -91,15 +99,21 @@ class MappedModel:
         from transformers.core_model_loading import convert_and_load_state_dict_in_model
         from transformers.modeling_utils import LoadStateDictConfig
 
+        names = list(names)
+        plan = self.model._get_dtype_plan(self.dtype)
+        stacked = [name for name in names if name in self._stacked and not plan]
+        for name in stacked:
+            self._put(name, self._stack(name))
         tensors = {
             tensor: self.checkpoint.read(tensor)
             for name in names
+            if name not in stacked
             for tensors in self.sources.get(name, {}).values()
             for tensor in tensors
         }
         config = LoadStateDictConfig(
             dtype=self.dtype,
-            dtype_plan=self.model._get_dtype_plan(self.dtype),
+            dtype_plan=plan,
             device_map={"": self.device},
             weight_mapping=self._mapping,
         )
@@ -112,6 +126,28 @@ class MappedModel:
         if problems:
             raise InputError(problems)
 
+    def _stack(self, name: str) -> torch.Tensor:
+        """A parameter (experts, rows, columns) made of the experts' own tensors, each copied once.
+
+        What transformers' converters do in several steps, each of which takes as much memory as all of them.
+        """
+        made = torch.empty(self._wanted[name].shape, dtype=self._wanted[name].dtype, device=self.device)
+        start = 0
+        for tensors in (self.sources[name].get(pattern, []) for pattern in self._stacked[name]):
+            pieces = [self.checkpoint.read(tensor) for tensor in tensors]
+            rows = pieces[0].shape[0] if pieces else 0
+            part = made[:, start : start + rows]
+            if len(pieces) != len(made) or any(piece.shape != part.shape[1:] for piece in pieces):
+                found = [list(piece.shape) for piece in pieces[:1]]
+                raise InputError(
+                    f"{self.folder}: {name} is made of {len(made)} tensors of shape {list(part.shape[1:])} for each "
+                    f"part, found {len(pieces)} {found}"
+                )
+            for place, piece in zip(part, pieces, strict=True):
+                place.copy_(piece)
+            start += rows
+        return made
+
     def tie(self) -> None:
         """Make tied parameters one, as the configuration says, once one of them is loaded."""
         self.model.tie_weights(missing_keys=set(self._wanted) - set(self.sources), recompute_mapping=False)
@@ -119,11 +155,15 @@ class MappedModel:
     def drop(self, names: Iterable[str]) -> None:
         """Take parameters out of the model again."""
         for name in names:
-            owner, _, own = name.rpartition(".")
-            module = self.model.get_submodule(owner)
-            if own in module._parameters and module._parameters[own] is not None:
-                module._parameters[own] = nn.Parameter(self._wanted[name], requires_grad=False)
+            self._put(name, self._wanted[name])
         give_back_freed_memory()
+
+    def _put(self, name: str, tensor: torch.Tensor) -> None:
+        """Make a tensor a parameter; buffers stay."""
+        owner, _, own = name.rpartition(".")
+        module = self.model.get_submodule(owner)
+        if module._parameters.get(own) is not None:
+            module._parameters[own] = nn.Parameter(tensor, requires_grad=False)
 
     def name_of(self, module: nn.Module) -> str:
         return next(name for name, one in self.model.named_modules() if one is module)
@@ -158,43 +198,13 @@ def give_back_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def without_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The model a folder's configuration describes: parameters without memory, buffers that no checkpoint holds made.
-
-    This is how `from_pretrained` begins, in transformers 5.
-    """
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()  # it would draw one for every layer
-    config = transformers.AutoConfig.from_pretrained(folder)
-    for part in [config, *(getattr(config, name, None) for name in config.sub_configs)]:
-        if part is not None:
-            part.dtype = dtype
-    cls = model_class(folder)
-    if cls is transformers.AutoModelForCausalLM:
-        cls = cls._model_mapping[type(config)]
-    with transformers.modeling_utils.ContextManagers(cls.get_init_context(dtype, False, False, None)):
-        model = cls(config)
-    model._move_missing_keys_from_meta_to_device(set(), {"": device}, None, None)
-    for parameter in model.parameters():
-        parameter._is_hf_initialized = True
-    model._initialize_missing_keys(False)
-    if (folder / "generation_config.json").exists():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
-    return model.requires_grad_(False).eval()
-
-
-def model_class(folder: Path):
-    """The model's own class, for its imports cost less than the auto class's search; else the auto class."""
-    import transformers
-
-    config = read_config(folder / "config.json")
-    kind, names = config["model_type"], config.get("architectures") or [""]
-    try:
-        module = importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
-        return getattr(module, names[0])
-    except (ImportError, AttributeError):
-        return transformers.AutoModelForCausalLM
+def is_stack(converter) -> bool:
+    """Whether a converter of transformers puts the experts' tensors on top of each other, and no more."""
+    kinds = [(type(one).__name__, getattr(one, "dim", None)) for one in converter.operations]
+    return len(converter.target_patterns) == 1 and kinds in (
+        [("MergeModulelist", 0)],
+        [("MergeModulelist", 0), ("Concatenate", 1)],
+    )
 
 
 def most_common_dtype(checkpoint: Checkpoint) -> torch.dtype:
@@ -204,13 +214,3 @@ def most_common_dtype(checkpoint: Checkpoint) -> torch.dtype:
         if entry.dtype.is_floating_point:
             sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.end - entry.start
     return max(sizes, key=sizes.__getitem__)
-
-
-def decoder_layers(model: nn.Module) -> list[str]:
-    """The names of the decoder layers: the decoder's list of as many modules as the configuration counts layers."""
-    count, decoder = model.config.get_text_config().num_hidden_layers, model.get_decoder()
-    prefix = next(name for name, module in model.named_modules() if module is decoder)
-    for name, module in decoder.named_children():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return [f"{prefix}.{name}.{index}".lstrip(".") for index in range(count)]
-    return []

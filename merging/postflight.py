@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
+from merging.architecture import model_class
 from merging.checkpoint import Checkpoint
 from merging.errors import InputError
-from merging.mapped_model import MappedModel, model_class
+from merging.mapped_model import MappedModel
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 PIECE = 1 << 18  # elements that are looked at together

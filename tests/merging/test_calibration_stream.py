@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -176,18 +177,20 @@ def test_in_bfloat16_sums_stay_float32(tmp_path):
     assert any(not torch.equal(vector, vector.bfloat16().float()) for vector in found.values())
 
 
-def test_memory_is_of_layers_not_of_the_model(tmp_path):
-    statistics(make_model("llama", tmp_path / "warm", torch.bfloat16), tmp_path / "warm.safetensors")
-    sizes = {"vocab_size": 16000, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 16}
-    folder = make_model("llama", tmp_path / "large", torch.bfloat16, **sizes)
+@pytest.mark.parametrize(("name", "layers"), [("llama", 16), ("mixtral", 6)])
+def test_memory_is_of_layers_not_of_the_model(name, layers, tmp_path):
+    statistics(make_model(name, tmp_path / "warm", torch.bfloat16), tmp_path / "warm.safetensors")
+    sizes = {"vocab_size": 16000, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": layers}
+    folder = make_model(name, tmp_path / "large", torch.bfloat16, **sizes)
     blocks = torch.randint(0, 16000, (6, 64))
     entries = Checkpoint(folder).entries
-    layer = 4 * sum(math.prod(entry.shape) for name, entry in entries.items() if ".layers.0." in name)
+    layer = 4 * sum(math.prod(entry.shape) for tensor, entry in entries.items() if ".layers.0." in tensor)
     embedding = 4 * 16000 * 512
     with growth() as added:
         statistics(folder, tmp_path / "s.safetensors", blocks=blocks)
     assert added[0] < 2 * layer + embedding + 4 * blocks.numel() * 512 + 16e6  # what one block's activations take
-    assert added[0] < 0.4 * 4 * sum(math.prod(entry.shape) for entry in entries.values())
+    assert added[0] < 0.5 * 4 * sum(math.prod(entry.shape) for entry in entries.values())
+    shutil.rmtree(folder)
 
 
 def test_the_head_is_computed_only_where_it_is_watched(tmp_path):

@@ -78,6 +78,16 @@ def test_another_shape_is_told(tmp_path):
         MappedModel(folder).load_all()
 
 
+def test_an_expert_that_is_missing_is_told(tmp_path):
+    folder = make_model("mixtral", tmp_path)
+    tensors, _ = load_tensors(folder / "model.safetensors")
+    del tensors["model.layers.1.block_sparse_moe.experts.2.w3.weight"]
+    save_tensors(folder / "model.safetensors", tensors)
+    says = r"layers.1.mlp.experts.gate_up_proj is made of 4 tensors of shape \[48, 32\] for each part, found 3"
+    with pytest.raises(InputError, match=says):
+        MappedModel(folder).load_all()
+
+
 @pytest.mark.parametrize(
     ("name", "layer"),
     [("llama", 0), ("mixtral", 1)],  # a mixture's experts are put into one tensor, a layer at a time
