@@ -9,7 +9,7 @@ UV_INDEXES := --index-strategy unsafe-best-match
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down test benchmark lint format lock
+.PHONY: help install demo report up down test benchmark lint format lock
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -18,6 +18,9 @@ install: $(INSTALLED) ## create .venv from requirements.lock
 
 demo: $(INSTALLED) ## run the study `tiny` through Airflow and print its results (STUDY=name for another)
 	@$(BIN)/python -m infra.local demo --study $(or $(STUDY),tiny)
+
+report: $(INSTALLED) ## write docs/informed.md from the last runs of `tiny_informed` (STUDIES="name name" for others)
+	@$(BIN)/python -m infra.demo.compare $(or $(STUDIES),tiny_informed) --out docs/informed.md
 
 up: $(INSTALLED) ## run SeaweedFS, MLflow and Airflow until Ctrl-C
 	@$(BIN)/python -m infra.local up
