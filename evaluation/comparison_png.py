@@ -38,7 +38,7 @@ def scores_png(report: Mapping[str, Any], samples: Samples, path: str | Path) ->
                 style = {"color": colour, "marker": MARKERS[row["informed"]], "markersize": 8, "elinewidth": 1.2}
                 panel.errorbar(across, estimate.value, estimate.stderr, **style)
         _draw_inputs(panel, {row["name"]: axis.value(row) for row in report["rows"] if row["kind"] != "candidate"})
-        panel.set_xticks(range(len(found)), [_short(group.name) for group in found], fontsize=9)
+        panel.set_xticks(range(len(found)), _labels([group.name for group in found], "\n"), fontsize=9)
         panel.set_title(axis.title, fontsize=11)
         panel.grid(axis="y", color="#eeeeee")
     ways = dict.fromkeys(row["informed"] for group in found for row in group.rows)
@@ -72,12 +72,12 @@ def differences_png(compared: Sequence[Comparison], path: str | Path) -> None:
         panel.grid(axis="x", color="#eeeeee")
     panels[0].invert_yaxis()
     handles = [
-        Line2D([], [], color=COLOURS[place % len(COLOURS)], marker="o", linestyle="", label=_short(name, " "))
-        for place, name in enumerate(names)
+        Line2D([], [], color=COLOURS[place % len(COLOURS)], marker="o", linestyle="", label=label)
+        for place, label in enumerate(_labels(names, " "))
     ]
     handles.append(Line2D([], [], color="#555555", label=f"{LIMIT} standard errors to each side"))
     handles.append(Line2D([], [], color="#555555", marker="o", linestyle="", label="filled: differs"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), frameon=False)
     figure.savefig(path)
 
 
@@ -103,6 +103,8 @@ def _panels(count: int, *, height: float, sharey: bool = False) -> tuple[Figure,
     return figure, panels
 
 
-def _short(name: str, between: str = "\n") -> str:
-    """A group by its method, without the experts: `ties` above `(d=0.5)`."""
-    return name.rpartition(" ")[0].replace("(", f"{between}(", 1)
+def _labels(names: Sequence[str], between: str) -> list[str]:
+    """Groups by method and parameters, `ties` and `(d=0.5)`; with the experts where these differ, too."""
+    several = len({name.rpartition(" ")[2] for name in names}) > 1
+    shown = names if several else [name.rpartition(" ")[0] for name in names]
+    return [name.replace(" ", between).replace("(", f"{between}(", 1) for name in shown]
