@@ -41,7 +41,7 @@ def factors(statistics: Mapping[str, Tensor], omega: float, outputs: Mapping[str
 
     def of(name: str) -> Tensor | None:
         module = outputs[name].module
-        return factor(statistics[module], omega) if module else None
+        return factor(statistics[module].double(), omega) if module else None
 
     return of
 

@@ -25,7 +25,6 @@ class Checkpoint:
         self.folder = Path(folder)
         self.entries: dict[str, Entry] = {}
         self._maps: dict[Path, mmap.mmap] = {}
-        self._tensors: dict[str, torch.Tensor] = {}
         problems = []
         weight_map = self._weight_map()
         for name in sorted(set(weight_map.values())) if weight_map is not None else [SINGLE]:
@@ -58,9 +57,7 @@ class Checkpoint:
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor in its stored dtype and shape, backed by the file's pages: do not write to it."""
-        if name not in self._tensors:
-            self._tensors[name] = self._map(self.entries[name])
-        return self._tensors[name]
+        return self._map(self.entries[name])
 
     def fetch_ahead(self, name: str) -> int:
         """Have the kernel read a tensor from disk while something else is done. How many bytes that is."""

@@ -160,10 +160,9 @@ def write_weights(merges: Sequence[Merge], identities: Mapping[str, str], count:
         )
         stream.make([name for name in floats if name in todo], floats, finished)
     for name in sorted(todo - set(floats)):
-        value = agreed(first.plan, name)
         for one in merges:
             if name in one.target.outputs:
-                one.folder.put(name, value, 0)
+                one.folder.put(name, agreed(one.plan, name), 0)
         finished(name)
 
 

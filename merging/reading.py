@@ -21,7 +21,6 @@ class Reader:
     def __init__(self, models: Mapping[str, Model], dtype: torch.dtype, read_as: torch.dtype | None, device: str):
         """Inputs are read as the dtype `read_as` (None: as stored), computed with in `dtype` on `device`."""
         self.models, self.dtype, self.read_as, self.device = models, dtype, read_as, device
-        self._checked: set[tuple[Tensor, Rows]] = set()
 
     def stored(self, tensor: Tensor, rows: Rows) -> torch.Tensor:
         """A block in the dtype it is stored in, or read as, on the CPU."""
@@ -35,10 +34,8 @@ class Reader:
             if tensor in found:
                 continue
             found[tensor] = self.stored(tensor, rows).to(self.device).to(self.dtype)
-            if (tensor, rows) not in self._checked:
-                if not is_finite(found[tensor]):
-                    raise self.not_finite(tensor)
-                self._checked.add((tensor, rows))
+            if not is_finite(found[tensor]):
+                raise self.not_finite(tensor)
         return found
 
     def sample(self, wanted: Iterable[Tensor], rows: Rows, stride: int) -> dict[Tensor, torch.Tensor]:
@@ -50,7 +47,7 @@ class Reader:
         found = {tensor: self.stored(tensor, rows) for tensor in wanted}
         short = all(block.dtype == torch.bfloat16 for block in found.values())
         return {
-            tensor: (block.view(torch.uint16) if short else block.float()).flatten(1).numpy()
+            tensor: (block.view(torch.uint16) if short else block.float()).reshape(shape_of(block)).numpy()
             for tensor, block in found.items()
         }
 
@@ -63,6 +60,11 @@ class Reader:
     def not_finite(self, tensor: Tensor) -> InputError:
         folder = self.models[tensor[0]].checkpoint.folder
         return InputError(f"{folder}: tensor {tensor[1]} holds NaN or Inf; this checkpoint is damaged")
+
+
+def shape_of(block: torch.Tensor) -> tuple[int, int]:
+    """Rows and columns; a vector is one row."""
+    return (len(block), block[0].numel() if len(block) else 0) if block.dim() > 1 else (1, block.numel())
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

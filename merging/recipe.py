@@ -18,7 +18,7 @@ from merging.settings import canonical, resolve
 from merging.validation import explain
 from merging.yaml_file import read_yaml
 
-AIM_VERSION = 1  # changes whenever the bytes that AIM gives change
+AIM_VERSION = 2  # changes whenever the bytes that AIM gives change
 ACM_VERSION = 1  # likewise for ACM
 MERGED = "merged"  # stands for the plain merge where ACM needs to know what was measured
 VOCABULARY_VERSION = 1  # changes whenever rows are matched with tokens in another way

@@ -218,7 +218,8 @@ class Passes:
 
     def __init__(self, stream: Stream, job: Job, names: Sequence[str]):
         self.stream, self.job, self.names = stream, job, names
-        if all(stream.has_kernel(job, name) for name in names):
+        # vectors have no kernel for merging, but are counted with the rest of a model
+        if stream.compiled and (len(names) > 1 or stream.has_kernel(job, names[0])):
             self.stored = self._stored
 
     stored: Callable | None = None

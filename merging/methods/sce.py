@@ -62,8 +62,8 @@ def merge(group: Group) -> Tensor:
     mixed, divisor = group.base.new_zeros(group.base.shape), group.base.new_zeros(group.base.shape)
     for delta, weight in zip(deltas, group.facts.weights, strict=True):
         agrees = ((delta > 0) & positive) | ((delta < 0) & ~positive)
-        mixed.add_(delta * agrees, alpha=weight)
-        divisor.add_(agrees, alpha=weight)
+        mixed.add_((delta * agrees).mul_(weight))  # not alpha, which rounds once on some machines only
+        divisor.add_(agrees.to(delta.dtype).mul_(weight))
     return mixed.div_(divisor.clamp_(min=1e-6)).add_(group.base)
 
 
@@ -72,6 +72,7 @@ SCE = Method(
     summary="select what varies most over the experts, weigh by size, erase the minority's signs",
     paper="arXiv 2408.07990",
     needs_base=True,
+    version=2,
     parameters=declare(
         Parameter(
             "select_topk", "float", 1.0, "share of the elements that vary which is kept", low=0, high=1, symbol="k"

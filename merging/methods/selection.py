@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SAMPLE = 1 << 16  # elements looked at to guess where the cut lies
+LARGEST_SAMPLE = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ def largest(
     """
     brackets = [Bracket(count, total) for count in counts]
     if any(bracket.open for bracket in brackets) and total > SAMPLE:
-        stride = (total * RUN // SAMPLE) | 1  # odd, so that it does not walk down a few columns
+        size = min(max(SAMPLE, total // 1024), LARGEST_SAMPLE)  # a larger whole needs a narrower bracket
+        stride = (total * RUN // size) | 1  # odd, so that it does not walk down a few columns
         if by_row:
             parts = over(lambda group: [to_numpy(runs(m, stride)) for m in magnitudes(group)])
         else:

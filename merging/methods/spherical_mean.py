@@ -93,7 +93,7 @@ def karcher_merge(group: Group) -> Tensor:
     """The linear combination of the models themselves: a base is none of them unless it is listed."""
     merged = group.experts[0] * group.facts[0]
     for expert, coefficient in zip(group.experts[1:], group.facts[1:], strict=True):
-        merged.add_(expert, alpha=coefficient)
+        merged.add_(expert * coefficient)  # not alpha, which rounds once on some machines only
     return merged
 
 

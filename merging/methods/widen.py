@@ -49,7 +49,7 @@ def survey(over: Over, total: int, shared: dict, settings: list[dict]) -> Tensor
     )
     norms = squares.sqrt()
     magnitude = (norms[1:] - norms[0]).abs()
-    direction = 1 - dots / (norms[1:] * norms[0])
+    direction = 1 - dots / (squares[1:] * squares[0]).sqrt()  # exactly 0 where a column is the base's
     scores = [calibrated(ranks(moved), t, c) for moved in (magnitude, direction)]
     return scores[0].add_(scores[1]).mul_(0.5).to(dtype)
 
@@ -63,10 +63,22 @@ def column_sums(group: Group) -> tuple:
 
     by_row = is_embedding(group.name)
     base, *experts = (tensor.reshape(len(tensor), -1) for tensor in (group.base, *group.experts))
-    dim = 1 if by_row else 0
-    squares = torch.stack([(w * w).sum(dim, dtype=torch.float64) for w in (base, *experts)])
-    dots = torch.stack([(w * base).sum(dim, dtype=torch.float64) for w in experts])
+    squares = torch.stack([sums(w * w, by_row) for w in (base, *experts)])
+    dots = torch.stack([sums(w * base, by_row) for w in experts])
     return squares, dots, by_row, base.dtype
+
+
+def sums(products: Tensor, by_row: bool) -> Tensor:
+    """The sum of each column (row) in float64, folded in halves: an order of adding that is no machine's own."""
+    import torch
+
+    folded = (products.T if by_row else products).double()
+    while len(folded) > 1:
+        if len(folded) % 2:
+            folded = torch.cat([folded, folded.new_zeros(1, folded.shape[1])])
+        half = len(folded) // 2
+        folded = folded[:half] + folded[half:]
+    return folded.sum(0)
 
 
 def ranks(moved: Tensor) -> Tensor:
@@ -117,6 +129,6 @@ WIDEN = Method(
     merge=merge,
     survey=survey,
     kernel="merging.kernels.widen_columns:weigh",
-    version=2,
+    version=3,
     ordered_in_float64=True,
 )

@@ -86,3 +86,20 @@ def test_problems_of_all_recipes_are_told_and_nothing_is_left(family, tmp_path):
     assert any("needs activation statistics" in problem for problem in caught.value.problems)
     assert any("no tokenizer.json" in problem for problem in caught.value.problems)
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.usefixtures("without_postflight")
+def test_integers_are_those_of_each_recipes_own_models(make_model, tmp_path):
+    def numbered(number):
+        return lambda tensors: tensors.update({"model.layers.0.counts": torch.tensor([number])})
+
+    family = {name: make_model(name, number, numbered(number)) for number, name in enumerate(["one", "two"])}
+    recipes = [
+        Recipe.parse({"merge_method": "linear", "models": [{"model": "one"}, *more]})
+        for more in ([], [{"model": "two"}])
+    ]
+    alone = merge(recipes[0], tmp_path / "alone", models=family)
+    assert load_tensors(tmp_path / "alone" / "model.safetensors")[0]["model.layers.0.counts"].tolist() == [0]
+    assert alone["tensors"] == len(load_tensors(family["one"] / "model.safetensors")[0])
+    with pytest.raises(InputError, match="two: integer tensor model.layers.0.counts differs from one's"):
+        merge_many(recipes, [tmp_path / "a", tmp_path / "b"], models=family)
