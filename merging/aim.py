@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,16 @@ from merging.vocabulary import HEAD, is_embedding
 
 if TYPE_CHECKING:
     from merging.preflight import Output
+    from merging.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What AIM takes: `vectors` by module, fp32 (n,), their file, and the digest of the model it names, if any."""
+
+    file: Path
+    model: str | None
+    vectors: Mapping[str, Tensor]
 
 
 def importance(s: Tensor) -> Tensor:
@@ -61,14 +72,21 @@ def module_of(tensor: str, tied: bool) -> str | None:
     return tensor.removesuffix(".weight") if tensor.endswith(".weight") else None
 
 
-def read_statistics(path: str | Path) -> dict[str, Tensor]:
-    """Activation statistics by module, fp32 (n,), as `calibrate` writes them. Raises InputError naming the module."""
-    statistics, _ = load_tensors(Path(path))
+def read_statistics(path: str | Path) -> Statistics:
+    """Activation statistics as `calibrate` writes them. Raises InputError naming the module."""
+    vectors, about = load_tensors(Path(path))
     problems = [
         f"{path}: the statistics of {module} are not one vector of finite numbers >= 0; calibrate again"
-        for module, s in statistics.items()
+        for module, s in vectors.items()
         if s.dim() != 1 or not s.is_floating_point() or not bool((s.isfinite() & (s >= 0)).all())
     ]
     if problems:
         raise InputError(problems)
-    return statistics
+    return Statistics(Path(path), about.get("model"), vectors)
+
+
+def digest_problems(recipe: Recipe, found: Statistics | None, identities: Mapping[str, str]) -> list[str]:
+    """A line where the statistics are of another model than the base; `identities` are the inputs' digests."""
+    if found is None or found.model in (None, identities[recipe.base_model]):
+        return []
+    return [f"{found.file}: these statistics are of another model than the base {recipe.base_model}; calibrate it"]

@@ -58,7 +58,7 @@ class Plan:
     outputs: dict[str, Output] = field(default_factory=dict)
     models: dict[str, Model] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
-    statistics: dict[str, torch.Tensor] | None = None
+    statistics: aim.Statistics | None = None
     lambdas: Lambdas | None = None
 
 
@@ -106,10 +106,11 @@ def preflight(
         except InputError as error:
             problems += error.problems
     outputs = {name: output(recipe, frame, name) for name in placed} if not problems else {}
-    vectors = None
+    measured = None
     if recipe.aim and not problems:
         try:
-            vectors = read_statistics(recipe, statistics, outputs)
+            measured = read_statistics(recipe, statistics, outputs)
+            notes += statistics_notes(measured)
         except InputError as error:
             problems += error.problems
     lambdas = None
@@ -121,7 +122,7 @@ def preflight(
             problems += error.problems
     if problems:
         raise InputError(problems)
-    return plan(recipe, matching, placed, outputs, notes, vectors, lambdas)
+    return plan(recipe, matching, placed, outputs, notes, measured, lambdas)
 
 
 def floats(outputs: Mapping[str, Output]) -> list[str]:
@@ -139,15 +140,16 @@ def output(recipe: Recipe, frame: Model, name: str) -> Output:
     return Output(dtype, frame.tensors[own], module)
 
 
-def read_statistics(recipe: Recipe, path: Path | None, outputs: Mapping[str, Output]) -> dict[str, torch.Tensor]:
-    """The vectors AIM needs, each of its tensor's width. Raises InputError with what is missing."""
+def read_statistics(recipe: Recipe, path: Path | None, outputs: Mapping[str, Output]) -> aim.Statistics:
+    """The statistics AIM needs, each vector of its tensor's width. Raises InputError with what is missing."""
     path = path or recipe.aim.statistics
     if path is None:
         raise InputError(
             "aim: needs activation statistics of the base; calibrate it and name the file as `statistics`, or say on "
             "what to calibrate it as `calibration`"
         )
-    vectors = aim.read_statistics(path)
+    found = aim.read_statistics(path)
+    vectors = found.vectors
     needed = {o.module: (name, o.shape[-1]) for name, o in outputs.items() if o.module and o.shape}
     problems = [
         f"{path}: module {module} has {len(vectors[module])} channels, {name} has {width}; calibrate this base again"
@@ -161,7 +163,13 @@ def read_statistics(recipe: Recipe, path: Path | None, outputs: Mapping[str, Out
     ]
     if problems:
         raise InputError(problems[:SHOWN])
-    return vectors
+    return found
+
+
+def statistics_notes(found: aim.Statistics) -> list[str]:
+    """A note where nothing tells whether the statistics are the base's."""
+    said = found.model is not None
+    return [] if said else [f"aim: {found.file} does not say of which model it is; make sure that it is of the base"]
 
 
 def plan(recipe: Recipe, matching: Matching, placed, outputs: dict[str, Output], notes, statistics, lambdas) -> Plan:

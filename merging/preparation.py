@@ -8,12 +8,11 @@ from pathlib import Path
 
 import torch
 
-from merging import aim
+from merging import aim, lambdas
 from merging.digest import file_sha256, json_digest, model_digest, model_files
 from merging.errors import InputError
 from merging.finishing import Factor, Target
 from merging.jobs import Merge
-from merging.lambdas import digest_problems
 from merging.output import OutputFolder
 from merging.preflight import Plan, preflight
 from merging.recipe import Recipe
@@ -58,9 +57,11 @@ def all_digests(recipes: Sequence[Recipe], models: Mapping[str, Path], given: Ma
 
 
 def refuse_other_models(recipes: Sequence[Recipe], plans: Sequence[Plan], identities: Mapping[str, str]) -> None:
-    """Raises InputError where ACM's statistics are of other models than those that are merged."""
-    pairs = zip(recipes, plans, strict=True)
-    problems = [p for recipe, plan in pairs for p in digest_problems(recipe, plan.lambdas, identities)]
+    """Raises InputError where AIM's or ACM's statistics are of other models than those that are merged."""
+    problems = []
+    for recipe, plan in zip(recipes, plans, strict=True):
+        problems += aim.digest_problems(recipe, plan.statistics, identities)
+        problems += lambdas.digest_problems(recipe, plan.lambdas, identities)
     if problems:
         raise InputError(list(dict.fromkeys(problems)))
 
@@ -91,7 +92,7 @@ def open_merge(
 
 def factor_of(recipe: Recipe, plan: Plan) -> Callable[[str], Factor] | None:
     """What AIM and ACM together multiply a tensor's change by, given its name; None where the recipe has neither."""
-    relaxed = aim.factors(plan.statistics, recipe.aim.omega, plan.outputs) if recipe.aim else None
+    relaxed = aim.factors(plan.statistics.vectors, recipe.aim.omega, plan.outputs) if recipe.aim else None
     if not recipe.acm or recipe.acm_by_expert:
         return relaxed
     scaled = plan.lambdas.factor

@@ -30,7 +30,7 @@ def importance_files(store: ObjectStore, plan: StudyPlan, folder: Path) -> dict[
     from merging.aim import importance, read_statistics
 
     statistics = read_statistics(store.local("calibrations", plan.calibration.digest) / STATISTICS)
-    found = {module: importance(vector).tolist() for module, vector in statistics.items()}
+    found = {module: importance(vector).tolist() for module, vector in statistics.vectors.items()}
     files = {name: folder / name for name in ("importance.png", "importance.md")}
     importance_png(found, files["importance.png"])
     files["importance.md"].write_text(importance_table(found))

@@ -1,8 +1,14 @@
-"""AIM's closed forms; the recorded runs are in test_oracle."""
+"""AIM's closed forms, and whose statistics it takes; the recorded runs are in test_oracle."""
 
+import pytest
 import torch
 
 from merging.aim import importance, module_of, relax
+from merging.digest import model_digest, model_files
+from merging.engine import merge
+from merging.errors import InputError
+from merging.recipe import Recipe
+from merging.tensor_file import load_tensors, save_tensors
 
 
 def test_relaxation_in_closed_form():
@@ -24,3 +30,29 @@ def test_which_tensors_are_relaxed():
     assert module_of("model.embed_tokens.weight", tied=False) is None
     assert module_of("model.embed_tokens.weight", tied=True) == "lm_head"
     assert module_of("lm_head.weight", tied=False) == "lm_head"
+
+
+@pytest.mark.parametrize(
+    ("of", "said"), [("base", None), ("two", "another model than the base base"), (None, "does not say")]
+)
+def test_whose_statistics_they_are_is_checked(family, tmp_path, without_postflight, of, said):
+    tensors = load_tensors(family["base"] / "model.safetensors")[0]
+    vectors = {n.removesuffix(".weight"): torch.rand(t.shape[-1]) for n, t in tensors.items() if "embed" not in n}
+    about = {"model": model_digest(model_files(family[of]))} if of else {"format": "pt"}
+    save_tensors(tmp_path / "s", vectors, about)
+    recipe = Recipe.parse(
+        {
+            "merge_method": "ties",
+            "base_model": "base",
+            "models": [{"model": "one"}],
+            "aim": {"statistics": str(tmp_path / "s")},
+        }
+    )
+    if of == "two":
+        with pytest.raises(InputError, match=said) as caught:
+            merge(recipe, tmp_path / "out", models=family)
+        assert str(tmp_path / "s") in str(caught.value)
+        assert not (tmp_path / "out").exists()
+        return
+    notes = merge(recipe, tmp_path / "out", models=family)["notes"]
+    assert [said in note for note in notes] == ([True] if said else [])

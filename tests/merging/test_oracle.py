@@ -63,7 +63,7 @@ def test_dare_with_recorded_masks(oracle, group, case_name, method):
 def test_aim_after_dare_with_recorded_masks(oracle, group, method, omega):
     case = oracle("llama_f32")
     merged, base, _ = dare_with_masks(case, group, method)
-    statistics = read_statistics(case.statistics)
+    statistics = read_statistics(case.statistics).vectors
     for name, weight in merged.items():
         if module := module_of(name, tied=False):
             merged[name] = relax(base[name], weight, statistics[module], omega)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from merging import aim
-from merging.tensor_file import load_tensors
+from merging.digest import model_digest, model_files
+from merging.tensor_file import load_tensors, save_tensors
 
 ORACLE = Path(__file__).parents[2] / "oracle"
 OMEGAS = [0.0, 0.2, 0.4, 0.6, 1.0]
@@ -24,7 +25,8 @@ def folder(tmp_path, monkeypatch):
         shutil.copytree(ORACLE / case / "inputs" / "base", tmp_path / "base")
         shutil.copytree(ORACLE / case / "inputs" / like, tmp_path / "merged")
         shutil.copyfile(weights, tmp_path / "merged" / "model.safetensors")
-        shutil.copyfile(ORACLE / case / "stats" / "base_scale.safetensors", tmp_path / "s")
+        statistics, _ = load_tensors(ORACLE / case / "stats" / "base_scale.safetensors")
+        save_tensors(tmp_path / "s", statistics, {"model": model_digest(model_files(tmp_path / "base"))})
         return tmp_path
 
     return fill
