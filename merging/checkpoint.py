@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import torch
 
+from merging.digest import is_model_file
 from merging.errors import InputError
 from merging.links import stays_inside
 from merging.tensor_file import Entry, read_header, without_duplicates
@@ -56,8 +58,22 @@ class Checkpoint:
         raise InputError(f"{self.folder}: no weights: neither {SINGLE} nor {INDEX}")
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor in its stored dtype and shape, backed by the file's pages: do not write to it."""
+        """A tensor in its stored dtype and shape, backed by the file's pages: do not write to it.
+
+        One that lies unaligned in its file (after a header of odd length) is copied.
+        """
         return self._map(self.entries[name])
+
+    def rows(self, name: str, first: int, end: int) -> torch.Tensor:
+        """The rows [first, end) of a tensor, as `read` gives them; a scalar as it is."""
+        entry = self.entries[name]
+        if not entry.shape:
+            return self._map(entry)
+        width = (entry.end - entry.start) // max(1, entry.shape[0])
+        end = min(end, entry.shape[0])
+        start = entry.start + first * width
+        shape = (max(0, end - first), *entry.shape[1:])
+        return self._map(replace(entry, shape=shape, start=start, end=start + shape[0] * width))
 
     def fetch_ahead(self, name: str) -> int:
         """Have the kernel read a tensor from disk while something else is done. How many bytes that is."""
@@ -80,7 +96,7 @@ class Checkpoint:
             return torch.empty(entry.shape, dtype=entry.dtype)
         buffer = memoryview(self._file(entry.file))[entry.start : entry.end]
         if entry.start % entry.dtype.itemsize:
-            buffer = bytearray(buffer)  # a header of odd length leaves tensors unaligned
+            buffer = bytearray(buffer)
         return torch.frombuffer(buffer, dtype=entry.dtype).view(entry.shape)
 
     @property
@@ -102,15 +118,24 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """A weights file by its name in an index, refused where it could lie outside the model's folder."""
-    pure = PurePosixPath(name)
+    """A weights file by its name in an index; refused where it could lie outside the folder, or no digest counts it."""
+    pure, index = PurePosixPath(name), folder / INDEX
     path = folder / name
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name or pure.suffix != ".safetensors":
-        raise InputError(f"{folder / INDEX}: shard {name!r} is not a safetensors file inside the folder")
-    if not stays_inside(folder, path):
-        raise InputError(f"{path}: is a link that leaves the folder; put the file itself there")
-    if not path.exists():
-        raise InputError(f"{folder / INDEX}: shard {name!r} is missing; fetch it again")
+    unsafe = pure.is_absolute() or ".." in pure.parts or "\\" in name or not name.isprintable()
+    if unsafe or pure.suffix != ".safetensors":
+        raise InputError(f"{index}: shard {name!r} is not a safetensors file inside the folder")
+    if not is_model_file(name):
+        raise InputError(
+            f"{index}: shard {name!r} does not count as one of the model's files; call it model-00001-of-00001"
+            ".safetensors or the like, beside the index and in it"
+        )
+    try:
+        if not stays_inside(folder, path):
+            raise InputError(f"{path}: is a link that leaves the folder; put the file itself there")
+        if not path.exists():
+            raise InputError(f"{index}: shard {name!r} is missing; fetch it again")
+    except OSError as error:
+        raise InputError(f"{index}: shard {name[:80]!r} cannot be read: {error.strerror}; fetch it again") from None
     return path
 
 

@@ -61,12 +61,9 @@ class Model:
         Backed by the file's pages, where it needs no gathering: do not write to it.
         """
         stored = self.stored(tensor)
-        found = self.checkpoint.read(stored)
-        if not found.dim():
-            return found
-        if self.token_rows and has_token_rows(stored):
-            return self.token_rows.take(stored, found, first, end)
-        return found[first:end]
+        if self.token_rows and has_token_rows(stored) and self.checkpoint.entries[stored].shape:
+            return self.token_rows.take(stored, self.checkpoint.read(stored), first, end)
+        return self.checkpoint.rows(stored, first, end)
 
 
 def open_model(name: str, folder: Path) -> Model:

@@ -19,6 +19,7 @@ import torch
 from merging.errors import InputError
 
 LONGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors library itself
+MOST_DIMENSIONS = 64  # torch's limit
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -114,6 +115,8 @@ def parse_entry(path: Path, name: str, value, origin: int) -> Entry:
     def naturals(numbers) -> bool:
         return isinstance(numbers, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in numbers)
 
+    if not name.isprintable():
+        raise Refused(f"bad header: tensor {name!r} has a character in its name that cannot be shown")
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise Refused(f"bad header: tensor {name} does not have dtype, shape and data_offsets")
     code, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
@@ -124,6 +127,9 @@ def parse_entry(path: Path, name: str, value, origin: int) -> Entry:
     expected = math.prod(shape) * DTYPES[code].itemsize
     if offsets[1] - offsets[0] != expected:
         raise Refused(f"bad header: tensor {name} takes {offsets[1] - offsets[0]} bytes, its shape asks for {expected}")
+    # a 0 among the sizes hides what the others come to
+    if len(shape) > MOST_DIMENSIONS or math.prod(max(1, n) for n in shape) * DTYPES[code].itemsize >= 1 << 63:
+        raise Refused(f"bad header: tensor {name} has a bad shape, which torch cannot hold")
     return Entry(name, path, DTYPES[code], tuple(shape), origin + offsets[0], origin + offsets[1])
 
 

@@ -10,8 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from merging.checkpoint import Checkpoint
+from merging.digest import model_files
 from merging.errors import InputError
 from merging.tensor_file import load_tensors, save_tensors
+from tests.merging.memory import growth
 
 
 def raw(path, header, data=b"", length=None):
@@ -38,6 +40,10 @@ HOSTILE = {
     "offsets that do not fit the shape": ({"w": tensor(0, 8, (3,))}, bytes(8), None, "asks for 12"),
     "negative offset": ({"w": tensor(-8, 0)}, bytes(8), None, "bad shape"),
     "huge shape": ({"w": tensor(0, 8, (1 << 62, 1 << 62))}, bytes(8), None, "asks for"),
+    "huge shape of nothing": ({"w": tensor(0, 0, (0, 1 << 62, 1 << 62))}, b"", None, "cannot hold"),
+    "more dimensions than torch has": ({"w": tensor(0, 8, (2, *[1] * 64))}, bytes(8), None, "cannot hold"),
+    "a name that is no text": ({"w\ud800": tensor()}, bytes(8), None, r"'w.ud800' has a character"),
+    "a name of two lines": ({"w\nv": tensor()}, bytes(8), None, "has a character"),
     "fractional shape": ({"w": tensor(0, 8, (2.0,))}, bytes(8), None, "bad shape"),
     "unknown dtype": ({"w": tensor(dtype="F8_E4M3")}, bytes(8), None, "F8_E4M3"),
     "duplicate names": (b'{"w":' + json.dumps(tensor()).encode() + b',"w":{}}', bytes(8), None, "twice"),
@@ -68,7 +74,16 @@ def write_index(folder, weight_map):
 
 
 @pytest.mark.parametrize(
-    "shard", ["../outside.safetensors", "/etc/passwd", "a/../../b.safetensors", "shard.bin", "..\\x.safetensors"]
+    "shard",
+    [
+        "../outside.safetensors",
+        "/etc/passwd",
+        "a/../../b.safetensors",
+        "shard.bin",
+        "..\\x.safetensors",
+        "\0.safetensors",
+        "\ud800.safetensors",
+    ],
 )
 def test_an_index_may_only_name_shards_inside_the_folder(tmp_path, shard):
     (tmp_path / "m").mkdir()
@@ -76,6 +91,22 @@ def test_an_index_may_only_name_shards_inside_the_folder(tmp_path, shard):
     write_index(tmp_path / "m", {"w": shard})
     with pytest.raises(InputError, match="not a safetensors file inside the folder"):
         Checkpoint(tmp_path / "m")
+
+
+@pytest.mark.parametrize("shard", ["consolidated.safetensors", ".hidden.safetensors", "sub/model.safetensors"])
+def test_an_index_may_only_name_shards_that_the_models_digest_counts(tmp_path, shard):
+    (tmp_path / "sub").mkdir()
+    save_tensors(tmp_path / shard, {"w": torch.ones(2)})
+    write_index(tmp_path, {"w": shard})
+    assert shard not in model_files(tmp_path)
+    with pytest.raises(InputError, match="does not count as one of the model's files; call it"):
+        Checkpoint(tmp_path)
+
+
+def test_a_shards_name_may_not_be_longer_than_a_disk_allows(tmp_path):
+    write_index(tmp_path, {"w": "a" * 300 + ".safetensors"})
+    with pytest.raises(InputError, match=r"index.json: shard 'a+' cannot be read: File name too long"):
+        Checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["shard.safetensors", "model.safetensors"])
@@ -135,6 +166,29 @@ def test_unaligned_scalar_and_empty_tensors_read(tmp_path):
     checkpoint = Checkpoint(tmp_path)
     assert checkpoint.read("b").item() == 1.5
     assert checkpoint.read("c").shape == (0, 3)
+
+
+def test_rows_of_an_unaligned_tensor_are_all_that_is_copied(tmp_path):
+    table = torch.randn(4096, 1024)  # 16 MiB
+    header = {"a": tensor(0, 1, (1,), "U8"), "w": tensor(1, 1 + table.nbytes, table.shape)}
+    raw(tmp_path / "model.safetensors", header, b"\x07" + table.numpy().tobytes())
+    checkpoint = Checkpoint(tmp_path)
+    with growth() as added:
+        pieces = [checkpoint.rows("w", first, first + 64) for first in range(0, 4096, 1024)]
+    assert all(torch.equal(piece, table[i * 1024 :][:64]) for i, piece in enumerate(pieces))
+    assert added[0] < table.nbytes / 4
+
+
+def test_rows_of_a_tensor_are_its_own_pages(tmp_path):
+    tensors = {"w": torch.arange(12.0).view(4, 3), "scalar": torch.tensor(2.0), "empty": torch.empty(0, 3)}
+    save_tensors(tmp_path / "model.safetensors", tensors)
+    checkpoint = Checkpoint(tmp_path)
+    found = checkpoint.rows("w", 1, 3)
+    assert torch.equal(found, tensors["w"][1:3])
+    assert found.data_ptr() == checkpoint.read("w")[1:].data_ptr()
+    assert torch.equal(checkpoint.rows("w", 3, 9), tensors["w"][3:])
+    assert checkpoint.rows("scalar", 0, 1).item() == 2
+    assert checkpoint.rows("empty", 0, 0).shape == (0, 3)
 
 
 def test_what_is_written_the_library_reads_back(tmp_path):
