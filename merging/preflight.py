@@ -27,6 +27,7 @@ from merging.inputs import (
 from merging.lambdas import Lambdas, read_lambdas
 from merging.placement import Place, places
 from merging.recipe import Recipe
+from merging.resolved import settings_problems
 from merging.vocabulary.matching import Matching, match, unmatched
 
 BLOCK = 1 << 17  # elements of a tensor that are merged at a time, if a row is no longer
@@ -99,6 +100,7 @@ def preflight(
             problems += differences(frame, model) if not recipe.slices else config_problems(frame, model)
         notes += token_notes(frame, others) if matching.key is None else []
         problems += stack_problems(frame, opened, placed) if recipe.slices else []
+        problems += settings_problems(recipe, placed)
         notes += licence_notes(opened)
     if recipe.chat_template and not problems:
         try:

@@ -52,7 +52,7 @@ def method_problems(data: Mapping) -> list[str]:
 
 def scope_problems(method: Method, parameters: Mapping, where: str, own: bool, whole_model: bool) -> list[str]:
     """What is wrong with the parameters of a merge, or with a model's `own`; `whole_model`: with `trim: model`."""
-    found = validate_parameters(method.name, parameters, where)
+    found = validate_parameters(method.name, parameters, where, alone=False)
     for key in parameters:
         if key not in method.parameters:
             continue

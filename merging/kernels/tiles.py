@@ -27,11 +27,15 @@ def refuse(bad: int) -> None:
 
 
 def kernel(function):
-    """Compile a kernel, without the interpreter's lock; kept on disk where a cache folder can be written."""
+    """Compile a kernel, without the interpreter's lock; kept on disk where a cache folder can be written.
+
+    Dividing by 0 gives what it does in torch.
+    """
+    options = {"nogil": True, "error_model": "numpy"}
     try:
-        return njit(nogil=True, cache=True)(function)
+        return njit(cache=True, **options)(function)
     except RuntimeError:
-        return njit(nogil=True)(function)
+        return njit(**options)(function)
 
 
 def widen(stored, wide):

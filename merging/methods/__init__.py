@@ -47,8 +47,11 @@ METHODS: dict[str, Method] = {
 }
 
 
-def validate_parameters(method: str, parameters: Mapping, where: str) -> list[str]:
-    """What is wrong with the parameters a user gave a method, one line each, `where` before it; [] when all is good."""
+def validate_parameters(method: str, parameters: Mapping, where: str, alone: bool = True) -> list[str]:
+    """What is wrong with the parameters a user gave a method, one line each, `where` before it; [] when all is good.
+
+    `alone`: nothing else is given, so that what is wrong between them shows, unless they vary over the model.
+    """
     if method not in METHODS:
         return [f"{where}: unknown merge_method {method!r}{suggest(method, METHODS)}"]
     declared = METHODS[method].parameters
@@ -58,12 +61,10 @@ def validate_parameters(method: str, parameters: Mapping, where: str) -> list[st
             problems.append(f"{where}: unknown parameter {name!r} of {method}{suggest(name, declared)}")
         else:
             problems += [f"{where}: {problem}" for problem in setting_problems(declared[name], value)]
-    if (
-        not problems
-        and all(map(is_plain, parameters.values()))
-        and (problem := METHODS[method].check(dict(parameters)))
-    ):
-        problems.append(f"{where}: {problem}")
+    if alone and not problems and all(map(is_plain, parameters.values())):
+        every = {p.name: p.read(parameters.get(p.name, p.default)) for p in declared.values()}
+        if problem := METHODS[method].check(every, [every] * 2):
+            problems.append(f"{where}: {problem}")
     return problems
 
 

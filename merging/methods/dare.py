@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from merging.methods.definition import Group, Method, Over, declare
 from merging.methods.linear import WEIGHT
-from merging.methods.random import keep_mask, masked
+from merging.methods.random import RAREST, keep_mask, masked
 from merging.methods.rescale import divided, l1_divisors, rescale
 from merging.methods.task_arithmetic import INT8_MASK, LAMBDA, normalize, weighted_sum
 from merging.methods.ties import DENSITY, elect
@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RESCALE = rescale("density", "density", "l1", "none")
+
+
+def check(shared: dict, settings: list[dict]) -> str | None:
+    """A density above 0 must keep something, which is then divided by it."""
+    rare = [setting["density"] for setting in settings if 0 < setting["density"] < RAREST]
+    return f"density {rare[0]:g} keeps nothing; use 0, or at least {RAREST:.2g}" if rare else None
 
 
 def survey(over: Over, total: int, shared: dict, settings: list[dict]) -> list[float]:
@@ -56,6 +62,7 @@ DARE_LINEAR = Method(
     merge=merge_linear,
     random=True,
     survey=survey,
+    check=check,
     kernel="merging.kernels.dare:dare_linear",
     version=2,
 )
@@ -68,5 +75,6 @@ DARE_TIES = Method(
     merge=merge_ties,
     random=True,
     survey=survey,
+    check=check,
     kernel="merging.kernels.dare:dare_ties",
 )

@@ -106,7 +106,8 @@ class Method:
     `merge` makes an output block from a block of the inputs. What it must know of the whole tensor, `survey(over,
     total, shared, settings)` finds before, in passes over its `total` elements; where `whole_model(shared)` is true,
     over all tensors at once. `kernel` names ("module:function") what computes `merge` faster on a CPU, from a block as
-    it is stored, to float32 and to the same bits. `check` finds what is wrong between parameters good one by one.
+    it is stored, to float32 and to the same bits. `check(shared,
+    settings)` finds what is wrong between parameters good one by one, as a tensor has them.
 
     `version` changes whenever the bytes change. `random` methods depend on the seed; `symmetric` ones not on the
     experts' order, but for float64 with `ordered_in_float64`: there the last bits are the published code's, which
@@ -129,7 +130,7 @@ class Method:
     ordered_in_float64: bool = False
     takes_base: bool = False
     experts: tuple[int, int | None] = (1, None)
-    check: Callable[[dict], str | None] = staticmethod(lambda parameters: None)
+    check: Callable[[dict, list[dict]], str | None] = staticmethod(lambda shared, settings: None)
 
 
 def runs(tensor: Tensor, stride: int) -> Tensor:

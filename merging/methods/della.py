@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from merging.methods.definition import Group, Method, Over, Parameter, declare
 from merging.methods.linear import WEIGHT
-from merging.methods.random import random_bits
+from merging.methods.random import RAREST, random_bits
 from merging.methods.rescale import divided, l1_divisors, rescale
 from merging.methods.task_arithmetic import INT8_MASK, LAMBDA, normalize, weighted_sum
 from merging.methods.ties import DENSITY, elect
@@ -26,11 +26,12 @@ EPSILON = Parameter(
 )
 
 
-def check(parameters: dict) -> str | None:
-    """`density` +- `epsilon` are probabilities."""
-    density, epsilon = parameters.get("density", 1.0), parameters.get("epsilon", 0.15)
-    if 0 < density < 1 and not (density - epsilon > 0 and density + epsilon < 1):
-        return f"density - epsilon and density + epsilon must lie between 0 and 1, found {density:g} and {epsilon:g}"
+def check(shared: dict, settings: list[dict]) -> str | None:
+    """`density` +- `epsilon` are probabilities that a mask can have."""
+    for density, epsilon in ((setting["density"], setting["epsilon"]) for setting in settings):
+        if 0 < density < 1 and not (density - epsilon >= RAREST and density + epsilon < 1):
+            found = f"found {density:g} and {epsilon:g}"
+            return f"density - epsilon and density + epsilon must lie between 0 and 1, {found}"
     return None
 
 

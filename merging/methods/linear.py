@@ -12,6 +12,19 @@ if TYPE_CHECKING:
 WEIGHT = Parameter("weight", "float", 1.0, "weight of a model", symbol="w", per_model=True)
 
 
+def cancel(weights: list[float]) -> bool:
+    """Whether weights sum to 0, or so nearly that float32 says nothing of what is divided by the sum."""
+    return abs(sum(weights)) <= max(1e-6 * sum(map(abs, weights)), 1e-30)
+
+
+def check(shared: dict, settings: list[dict]) -> str | None:
+    """A mean needs weights that do not sum to 0."""
+    weights = [setting["weight"] for setting in settings]
+    if shared["normalize"] and cancel(weights):
+        return f"the weights sum to 0 ({', '.join(f'{w:g}' for w in weights)}); change them, or set normalize to false"
+    return None
+
+
 def merge(group: Group) -> Tensor:
     """`sum(w_i x_i)`, divided by `sum(w_i)` when `normalize` is set. Shape and dtype of the experts."""
     weights = group.weights()
@@ -31,4 +44,5 @@ LINEAR = Method(
     merge=merge,
     kernel="merging.kernels.weighted:linear",
     version=2,
+    check=check,
 )

@@ -56,6 +56,9 @@ def random_bits(like: Tensor, seed: int, identity: str, tensor: str, start: int 
     return found.reshape(like.shape)
 
 
+RAREST = 2.0**-31  # the least probability that a mask can have, above 0
+
+
 def keep_mask(like: Tensor, density: float, seed: int, identity: str, tensor: str, start: int = 0) -> Tensor:
     """An int32 mask of `like`'s shape: all bits set with probability `density` (to 2**-31), else none."""
     bits = random_bits(like, seed, identity, tensor, start)

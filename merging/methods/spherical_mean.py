@@ -8,13 +8,22 @@ from typing import TYPE_CHECKING
 from merging.errors import InputError
 from merging.methods.definition import Group, Method, Over, Parameter, declare
 from merging.methods.inner_products import combine, inner_products, origin_vectors, quadratic, row_product
-from merging.methods.linear import WEIGHT
+from merging.methods.linear import WEIGHT, cancel
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 OPPOSITE = 1e-6  # radians short of half a turn: from there all ways to a vector are as long, and it counts for none
+
+
+def check(shared: dict, settings: list[dict]) -> str | None:
+    """A mean of several needs weights that do not sum to 0."""
+    weights = [setting["weight"] for setting in settings]
+    if len(weights) > 1 and shared["normalize_weights"] and cancel(weights):
+        shown = ", ".join(f"{weight:g}" for weight in weights)
+        return f"the weights sum to 0 ({shown}); change them, or set normalize_weights to false"
+    return None
 
 
 def multislerp_survey(over: Over, total: int, shared: dict, settings: list[dict]) -> list[float]:
@@ -24,8 +33,6 @@ def multislerp_survey(over: Over, total: int, shared: dict, settings: list[dict]
         return [1.0]
     weights = [setting["weight"] for setting in settings]
     if shared["normalize_weights"]:
-        if abs(sum(weights)) < 1e-12:
-            raise InputError(f"multislerp: the weights sum to 0 and cannot be normalised (tensor {name})")
         weights = [weight / sum(weights) for weight in weights]
     products = inner_products(over, origin_vectors)
     eps = shared["eps"]
@@ -111,6 +118,7 @@ MULTISLERP = Method(
     version=2,
     merge=multislerp_merge,
     survey=multislerp_survey,
+    check=check,
 )
 KARCHER = Method(
     name="karcher",

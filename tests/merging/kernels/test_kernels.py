@@ -218,3 +218,9 @@ def test_a_damaged_input_is_named(make_model, tmp_path, large):
     with pytest.raises(InputError, match=r"one: tensor model\.layers\.0\.mlp\.up_proj\.weight holds NaN or Inf"):
         merge_many([recipe], [tmp_path / "out"], models=family)
     assert not (tmp_path / "out").exists()
+
+
+def test_dividing_by_0_is_what_it_is_in_torch(group):
+    one = torch.tensor([[1.0, -1.0, 0.0]])
+    given = group("linear", None, [one.numpy(), one.numpy()], [{"weight": 1.0}, {"weight": -1.0}])
+    assert torch.from_numpy(resolve_name(METHODS["linear"].kernel)(given)).isnan().all()
