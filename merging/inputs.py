@@ -19,6 +19,7 @@ from merging.placement import Place
 from merging.vocabulary import HEAD, embedding_of, has_token_rows, is_tied
 from merging.vocabulary.token_rows import TokenRows
 from merging.vocabulary.tokenizer import read_tokenizer
+from merging.yaml_file import NOT_YAML
 
 SHOWN = 5  # lines about tensors per model; hundreds would say no more
 SAME_IN_CONFIG = ("model_type", "num_attention_heads", "num_key_value_heads")
@@ -88,6 +89,8 @@ def open_model(name: str, folder: Path) -> Model:
         for tensor, entry in checkpoint.entries.items()
         if not tensor.endswith(IGNORED) and not (tied and tensor == HEAD)
     }
+    if not any(checkpoint.entries[tensor].dtype.is_floating_point for tensor in tensors):
+        raise InputError(f"{folder}: none of its tensors are floating point; there is nothing to merge")
     return Model(name, checkpoint, config, tied, tensors)
 
 
@@ -233,6 +236,6 @@ def licence(folder: Path) -> str | None:
     try:
         front = (folder / "README.md").read_text().split("---")[1]
         found = yaml.safe_load(front).get("license")
-    except (OSError, UnicodeDecodeError, IndexError, AttributeError, yaml.YAMLError):
+    except (OSError, *NOT_YAML):
         return None
     return found if isinstance(found, str) else None

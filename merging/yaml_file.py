@@ -10,6 +10,9 @@ import yaml
 
 from merging.errors import InputError
 
+# what PyYAML raises for text that is not YAML, or a value that is not of its kind: 2024-13-45, !!int ""
+NOT_YAML = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+
 
 class Loader(yaml.SafeLoader):
     """Refuses a key that stands twice, of which YAML lets the last win; reads 1e-5 as a number, as YAML 1.2 does."""
@@ -35,5 +38,5 @@ def read_yaml(path: str | Path) -> Any:
         return yaml.load(Path(path).read_text(), Loader=Loader)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except NOT_YAML as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None

@@ -12,6 +12,7 @@ import yaml
 from merging.digest import file_sha256, json_digest
 from merging.errors import InputError
 from merging.links import stays_inside
+from merging.yaml_file import NOT_YAML
 from operators.hooks.object_store import MANIFEST, ObjectStore
 from operators.hooks.transfer import append_to
 
@@ -179,6 +180,6 @@ def card_licence(card: str) -> str | None:
     try:
         block = yaml.safe_load(card.split("---\n", 2)[1])
         licence = block.get("license")
-    except (yaml.YAMLError, AttributeError):
+    except NOT_YAML:
         return None
     return ", ".join(map(str, licence)) if isinstance(licence, list) else licence

@@ -133,3 +133,17 @@ def test_licences_that_differ_give_a_note(family):
     for name, licence in (("base", "mit"), ("one", "apache-2.0")):
         (family[name] / "README.md").write_text(f"---\nlicense: {licence}\n---\n# {name}\n")
     assert preflight(recipe(), family).notes == ["the inputs' licences differ: base: mit, one: apache-2.0"]
+
+
+@pytest.mark.parametrize("front", ["date: 2024-13-45", "[" * 5000, '!!int ""', "license"])
+def test_a_card_that_is_not_understood_stops_no_merge(family, front):
+    (family["one"] / "README.md").write_text(f"---\n{front}\n---\n# one\n")
+    assert preflight(recipe(), family).notes == []
+
+
+def test_a_model_without_floating_point_is_refused(family):
+    for name in family:
+        save_tensors(family[name] / "model.safetensors", {"model.ids": torch.tensor([1, 2])})
+    assert problems(family) == [
+        f"{family[name]}: none of its tensors are floating point; there is nothing to merge" for name in family
+    ]

@@ -81,6 +81,14 @@ def test_a_file_with_problems_is_named(tmp_path):
         Recipe.load(tmp_path / "none.yaml")
 
 
+@pytest.mark.parametrize("value", ["2024-13-45", '!!int "x"', '!!int ""', '!!bool "x"', "!!timestamp x", "[" * 5000])
+def test_a_value_that_yaml_cannot_read_is_one_line(tmp_path, value):
+    (tmp_path / "r.yaml").write_text(f"merge_method: linear\nrandom_seed: {value}\n")
+    with pytest.raises(InputError, match="r.yaml: not valid YAML: ") as caught:
+        Recipe.load(tmp_path / "r.yaml")
+    assert "\n" not in str(caught.value)
+
+
 MERGEKITS = """
 models:
   - model: base

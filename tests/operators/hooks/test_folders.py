@@ -159,6 +159,8 @@ def test_a_store_that_does_not_answer_is_transient(object_store, tmp_path):
         ("---\ntags: [x]\n---\n", None),
         ("---\n- a list\n---\n", None),
         ("---\n{broken\n---\n", None),
+        ("---\ndate: 2024-13-45\n---\n", None),
+        ("---\n" + "[" * 5000 + "\n---\n", None),
         ("# license: mit", None),
     ],
 )
