@@ -13,6 +13,7 @@ from merging.digest import model_digest, model_files
 from merging.disk import refuse_full_disk
 from merging.errors import InputError
 from merging.jobs import Merge, agreed, jobs_of, readings
+from merging.output import settled
 from merging.postflight import postflight
 from merging.preparation import all_digests, all_plans, open_merge, refuse_missing_device, refuse_other_models
 from merging.recipe import Recipe
@@ -91,7 +92,7 @@ def merge_many(
     called in this thread when a folder has its name or was refused, while others may still be under way.
     """
     started = time.perf_counter()
-    outs = [Path(out) for out in outs]
+    outs = [settled(out) for out in outs]
     refuse_missing_device(device)
     measured = consensus or [None] * len(recipes)
     plans = all_plans(recipes, models, statistics, measured)

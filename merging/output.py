@@ -28,8 +28,9 @@ class OutputFolder:
     """
 
     def __init__(self, out: Path, key: str, outputs: Mapping[str, Output], shard_size: int | None):
-        """Raises InputError if `out` holds something, TransientError if another merge is writing it."""
+        """Raises InputError if `out` holds something or a link is in the way, TransientError if it is being written."""
         refuse_used(out)
+        refuse_link(partial_of(out))
         self.out, self.outputs = out, outputs
         self.partial = partial_of(out)
         self._note = out.with_name(out.name + ".partial.json")
@@ -54,7 +55,9 @@ class OutputFolder:
         """The sums of the shards an earlier merge with this key finished; what another left is removed."""
         try:
             note = json.loads(self._note.read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
+            note = {}
+        if not isinstance(note, dict) or not isinstance(note.get("sums"), dict):
             note = {}
         if note.get("key") == self._key:
             return note["sums"]
@@ -62,7 +65,7 @@ class OutputFolder:
         if left and not note:
             raise InputError(f"{self.partial}: is in the way and was not left by a merge; move it")
         for path in left:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         return {}
 
     def _write_note(self) -> None:
@@ -147,6 +150,24 @@ class OutputFolder:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def settled(out: str | Path) -> Path:
+    """`out`, or the folder it leads to as a link. Raises InputError if a finished merge could not take its name."""
+    path = Path(out)
+    if path.is_symlink() or path.name in ("", ".."):
+        path = path.resolve()
+    if os.path.ismount(path):
+        raise InputError(f"{out}: is a mount point, which a merge cannot replace; name a new folder within it")
+    if path.is_dir() and path.samefile("."):
+        raise InputError(f"{out}: is the current folder, which a merge cannot replace; name a new folder")
+    return path
+
+
+def refuse_link(partial: Path) -> None:
+    """Raises InputError if a link stands where an output is built: what is there is no merge's to remove."""
+    if partial.is_symlink():
+        raise InputError(f"{partial}: is a link, and in the way of the merge; remove it")
 
 
 def partial_of(out: Path) -> Path:

@@ -105,6 +105,71 @@ def test_a_folder_of_someone_elses_is_not_touched(family, tmp_path):
     assert (tmp_path / "out.partial" / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.usefixtures("without_postflight")
+@pytest.mark.parametrize("note", ["null", "[]", '{"key": 1}', "[" * 100_000])
+def test_a_note_that_no_merge_wrote_is_no_licence_to_remove(family, tmp_path, note):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial.json").write_text(note)
+    merge(recipe(), tmp_path / "out", models=family)
+    (tmp_path / "next.partial").mkdir()
+    (tmp_path / "next.partial" / "notes.txt").write_text("mine")
+    (tmp_path / "next.partial.json").write_text(note)
+    with pytest.raises(InputError, match="was not left by a merge"):
+        merge(recipe(), tmp_path / "next", models=family)
+    assert (tmp_path / "next.partial" / "notes.txt").read_text() == "mine"
+
+
+def test_a_link_where_the_output_is_built_is_not_followed(family, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    (tmp_path / "out.partial").symlink_to("mine")
+    (tmp_path / "out.partial.json").write_text('{"key": "another", "sums": {}}')
+    with pytest.raises(InputError, match="out.partial: is a link, and in the way"):
+        merge(recipe(), tmp_path / "out", models=family)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.usefixtures("without_postflight")
+def test_links_among_what_a_merge_left_are_removed_not_followed(family, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "link").symlink_to(tmp_path / "mine")
+    (tmp_path / "out.partial.json").write_text('{"key": "another", "sums": {}}')
+    merge(recipe(), tmp_path / "out", models=family)
+    assert (tmp_path / "mine" / "notes.txt").exists()
+    assert not (tmp_path / "out" / "link").exists()
+
+
+@pytest.mark.usefixtures("without_postflight")
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_as_output_leads_to_the_folder_that_is_made(family, tmp_path, there):
+    if there:
+        (tmp_path / "real").mkdir()
+    (tmp_path / "out").symlink_to("real")
+    merge(recipe(), tmp_path / "out", models=family)
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "real" / "model.safetensors").exists()
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_a_mount_point_is_refused_before_a_byte_is_written(family, tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr("os.path.ismount", lambda path: path == tmp_path / "out")
+    with pytest.raises(InputError, match="out: is a mount point, .* name a new folder within it"):
+        merge(recipe(), tmp_path / "out", models=family)
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+@pytest.mark.parametrize("out", ["", ".", "../here", "/"])
+def test_a_folder_that_cannot_be_replaced_is_refused(family, tmp_path, monkeypatch, out):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(InputError, match="which a merge cannot replace; name a new folder"):
+        merge(recipe(), out, models=family)
+    assert list((tmp_path / "here").iterdir()) == []
+
+
 def test_two_merges_do_not_write_one_folder(tmp_path):
     first = OutputFolder(tmp_path / "out", "key", {}, None)
     with pytest.raises(TransientError, match="another merge is writing"):

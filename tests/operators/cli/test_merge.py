@@ -61,3 +61,9 @@ def test_the_methods_are_listed_with_their_parameters(run):
     assert status == 0
     assert all(name[:16] in out for name in METHODS)
     assert "density" in out
+
+
+def test_the_current_folder_is_no_place_for_a_merge(refused, folder):
+    before = sorted(folder.iterdir())
+    assert "is the current folder, which a merge cannot replace" in refused("merge", "recipe.yaml", ".")
+    assert sorted(folder.iterdir()) == before
