@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -29,8 +30,8 @@ CARD = """\
 
 ## Recipe
 
-```yaml
-{recipe}```
+{fence}yaml
+{recipe}{fence}
 
 To make it again, save the recipe as `recipe.yaml`{files}, put the models where it names them, and run:
 
@@ -72,6 +73,7 @@ def write_card(
         paper=method.paper,
         aim=f", relaxed with AIM at omega {recipe.aim.omega:g}" if recipe.aim else "",
         recipe=recipe.to_yaml(),
+        fence=fence(recipe.to_yaml()),
         acm=f", scaled with ACM at t {recipe.acm.t:g}" if recipe.acm else "",
         files=" and the activation statistics under the names it gives" if recipe.aim or recipe.acm else "",
         command=f"mergeflow merge recipe.yaml OUT{options}",
@@ -82,6 +84,11 @@ def write_card(
         lambdas=lambda_section(merge.plan.lambdas) if merge.plan.lambdas else "",
     )
     (merge.folder.partial / "README.md").write_text(text)
+
+
+def fence(text: str) -> str:
+    """Backticks that close no sooner than the text ends: one more than its longest run, at least three."""
+    return "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 
 def naming_files(recipe: Recipe) -> Recipe:

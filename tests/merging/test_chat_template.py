@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import re
 
 import pytest
+import yaml
 
 from merging.engine import merge
 from merging.errors import InputError
@@ -65,3 +67,10 @@ def test_what_gives_no_template_is_refused_at_once(family, tmp_path, template, s
     with pytest.raises(InputError, match=f"^chat_template: .*{says}"):
         merge(recipe(template), tmp_path / "out", models=family)
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_template_with_backticks_stays_inside_the_cards_block(merged):
+    wanted = recipe("{{ x }}\n```\n## no heading\n````yaml\n")
+    card = (merged(wanted) / "README.md").read_text()
+    block = re.search(r"^(`{3,})yaml\n(.*?)^\1$", card, re.DOTALL | re.MULTILINE)
+    assert Recipe.parse(yaml.safe_load(block[2])) == wanted
