@@ -58,8 +58,12 @@ class Reader:
         )
 
     def not_finite(self, tensor: Tensor) -> InputError:
-        folder = self.models[tensor[0]].checkpoint.folder
-        return InputError(f"{folder}: tensor {tensor[1]} holds NaN or Inf; this checkpoint is damaged")
+        model = self.models[tensor[0]]
+        what = f"{model.checkpoint.folder}: tensor {tensor[1]} holds"
+        if is_finite(model.checkpoint.read(model.stored(tensor[1]))):
+            dtype = str(self.read_as or self.dtype).removeprefix("torch.")
+            return InputError(f"{what} numbers too large for {dtype}, which the merge reads; choose a wider dtype")
+        return InputError(f"{what} NaN or Inf; this checkpoint is damaged")
 
 
 def shape_of(block: torch.Tensor) -> tuple[int, int]:

@@ -69,6 +69,21 @@ def test_a_weight_that_is_not_finite_is_named_and_nothing_is_left(family, make_m
 
 
 @pytest.mark.usefixtures("without_postflight")
+@pytest.mark.parametrize("method", ["ties", "karcher"])
+def test_a_weight_too_large_for_the_dtype_is_told_from_a_damaged_one(family, make_model, tmp_path, method):
+    def enlarge(tensors):
+        tensors["model.norm.weight"][3] = 1e5
+
+    family["two"] = make_model("large", change=enlarge)
+    one = Recipe.parse(
+        {"merge_method": method, "base_model": "base", "models": [{"model": "one"}, {"model": "two"}]}
+        | {"dtype": "float16"}
+    )
+    with pytest.raises(InputError, match="large: tensor model.norm.weight holds numbers too large for float16"):
+        merge(one, tmp_path / "out", models=family)
+
+
+@pytest.mark.usefixtures("without_postflight")
 @pytest.mark.parametrize("method", METHODS)
 def test_no_method_lets_a_nan_pass(family, make_model, tmp_path, method):
     def damage(tensors):
