@@ -12,6 +12,7 @@ from merging.errors import InputError
 from merging.mapped_model import MappedModel
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+SHOWN = 5  # lines about tensors
 PIECE = 1 << 18  # elements that are looked at together
 
 
@@ -23,11 +24,13 @@ def postflight(folder: str | Path) -> None:
         problems.append(f"{folder}: config.json is missing")
     try:
         checkpoint = Checkpoint(folder)
+        overflowed = [name for name in checkpoint.entries if not is_finite(checkpoint.read(name))]
         problems += [
             f"{folder}: tensor {name} holds NaN or Inf: the merge overflowed; widen out_dtype or lower the weights"
-            for name in checkpoint.entries
-            if not is_finite(checkpoint.read(name))
+            for name in overflowed[:SHOWN]
         ]
+        if overflowed[SHOWN:]:
+            problems.append(f"{folder}: and {len(overflowed) - SHOWN} more tensors that hold NaN or Inf")
     except InputError as error:
         problems += error.problems
     if problems:

@@ -44,3 +44,12 @@ def test_a_tokenizer_that_does_not_load_is_refused(folder):
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match="does not generate"):
         postflight(folder)
+
+
+def test_only_a_few_of_many_overflowed_tensors_are_listed(folder):
+    tensors, _ = load_tensors(folder / "model.safetensors")
+    save_tensors(folder / "model.safetensors", {n: torch.full_like(t, torch.inf) for n, t in tensors.items()})
+    with pytest.raises(InputError) as caught:
+        postflight(folder)
+    assert len(caught.value.problems) == 6
+    assert f"and {len(tensors) - 5} more tensors" in caught.value.problems[-1]
