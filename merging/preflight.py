@@ -101,6 +101,7 @@ def preflight(
         notes += token_notes(frame, others) if matching.key is None else []
         problems += stack_problems(frame, opened, placed) if recipe.slices else []
         problems += settings_problems(recipe, placed)
+        problems += disguised_base(recipe, models)
         notes += licence_notes(opened)
     if recipe.chat_template and not problems:
         try:
@@ -125,6 +126,20 @@ def preflight(
     if problems:
         raise InputError(problems)
     return plan(recipe, matching, placed, outputs, notes, measured, lambdas)
+
+
+def disguised_base(recipe: Recipe, models: Mapping[str, Path]) -> list[str]:
+    """A line for each expert that is the base's folder under another name: its delta would be 0."""
+    base = recipe.base_model
+    if not recipe.works_on_deltas or base not in models:
+        return []
+    same = Path(models[base]).resolve()
+    others = [name for name in recipe.inputs if name != base and name in models]
+    return [
+        f"{name}: is the base {base} under another name, and would count as an expert; write it as {base}, or leave it"
+        for name in others
+        if Path(models[name]).resolve() == same
+    ]
 
 
 def floats(outputs: Mapping[str, Output]) -> list[str]:

@@ -147,3 +147,10 @@ def test_a_model_without_floating_point_is_refused(family):
     assert problems(family) == [
         f"{family[name]}: none of its tensors are floating point; there is nothing to merge" for name in family
     ]
+
+
+def test_the_base_under_another_name_is_refused(family):
+    one = Recipe.parse({"merge_method": "ties", "base_model": "base", "models": [{"model": "base/"}, {"model": "one"}]})
+    with pytest.raises(InputError, match="base/: is the base base under another name"):
+        preflight(one, {**family, "base/": family["base"].parent / "x" / ".." / "base"})
+    preflight(one.model_copy(update={"merge_method": "linear"}), {**family, "base/": family["base"]})
