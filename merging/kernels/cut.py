@@ -17,7 +17,7 @@ from merging.kernels.tiles import TILE, kernel, refuse, subtract, widen
 from merging.methods.definition import Group
 from merging.methods.selection import Bracket, Cut
 
-RUN = 128  # elements that are searched one by one where any of them lies within the bracket
+RUN = 64  # elements that are searched one by one where any of them lies within the bracket
 COMMON = 4  # values of a bracket that are counted
 SMALLEST = np.float32(2.0**-149)  # zeros never count
 

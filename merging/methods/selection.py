@@ -73,7 +73,7 @@ def largest(
     """
     brackets = [Bracket(count, total) for count in counts]
     if any(bracket.open for bracket in brackets) and total > SAMPLE:
-        size = min(max(SAMPLE, total // 1024), LARGEST_SAMPLE)  # a larger whole needs a narrower bracket
+        size = min(max(SAMPLE, total // 64), LARGEST_SAMPLE)  # a larger whole is worth a narrower bracket
         stride = (total * RUN // size) | 1  # odd, so that it does not walk down a few columns
         if by_row:
             parts = over(lambda group: [to_numpy(runs(m, stride)) for m in magnitudes(group)])
@@ -111,7 +111,7 @@ class Bracket:
         self.count, self.total = count, total
         self.low, self.high = 0.0, math.inf
         self.cut = EVERYTHING if count >= total else NOTHING if count <= 0 else None
-        self.sample, self.margin = None, 4.0
+        self.sample, self.margin = None, 3.0
 
     @property
     def open(self) -> bool:
@@ -122,17 +122,24 @@ class Bracket:
         import numpy
 
         self._runs = [part[: len(part) // RUN * RUN].reshape(-1, RUN) for part in parts]
-        self.sample = numpy.sort(numpy.concatenate(parts))
+        self.sample = numpy.concatenate(parts)
         self._bracket()
 
     def _bracket(self) -> None:
         """Order statistics of the sample `margin` standard deviations to either side of the wanted one."""
         size, share = len(self.sample), self.count / self.total
         middle = size * (1 - share)
-        spread = self.margin * size * self._deviation(self.sample[min(int(middle), size - 1)], share) + 2
+        spread = self.margin * size * self._deviation(self._ranked(int(middle))[0], share) + 2
         low, high = math.floor(middle - spread), math.ceil(middle + spread)
-        self.low = float(self.sample[low]) if low >= 0 else 0.0
-        self.high = float(self.sample[high]) if high < size else math.inf
+        lowest, highest = self._ranked(low, high)
+        self.low = float(lowest) if low >= 0 else 0.0
+        self.high = float(highest) if high < size else math.inf
+
+    def _ranked(self, *ranks: int) -> list[float]:
+        """Order statistics of the sample, the nearest there is to each rank."""
+        found = [min(max(rank, 0), len(self.sample) - 1) for rank in ranks]
+        self.sample.partition(sorted(set(found)))
+        return [self.sample[rank] for rank in found]
 
     def _deviation(self, value: float, share: float) -> float:
         """The standard deviation of the share of the sample above a value. Neighbours are alike, so runs are what
