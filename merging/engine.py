@@ -18,7 +18,7 @@ from merging.postflight import postflight
 from merging.preparation import all_digests, all_plans, open_merge, refuse_missing_device, refuse_other_models
 from merging.recipe import Recipe
 from merging.stream import Stream
-from merging.surroundings import copy_surroundings
+from merging.surroundings import copy_surroundings, refuse_lost_files
 
 Progress = Callable[[int, int, str], None]
 
@@ -183,6 +183,7 @@ def finish(one: Merge, identities: Mapping[str, str], metadata: Mapping, started
     folder, plan = one.folder.partial, one.plan
     one.folder.write_index()
     copy_surroundings(plan, one.recipe, folder)
+    refuse_lost_files(plan, one.recipe, folder)
     files = model_files(folder)
     norms = norms_by_block(one.folder.squares())
     write_card(one, identities, model_digest(files), norms, metadata)

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from merging import aim
-from merging.chat_template import chosen_template
+from merging.chat_template import chat_template, chosen_template
+from merging.digest import TOKENIZER_FILES
 from merging.errors import InputError
 from merging.inputs import (
     SHOWN,
@@ -102,7 +103,7 @@ def preflight(
         problems += stack_problems(frame, opened, placed) if recipe.slices else []
         problems += settings_problems(recipe, placed)
         problems += disguised_base(recipe, models)
-        notes += licence_notes(opened)
+        notes += licence_notes(opened) + absence_notes(recipe, opened)
     if recipe.chat_template and not problems:
         try:
             chosen_template(recipe, opened)
@@ -140,6 +141,19 @@ def disguised_base(recipe: Recipe, models: Mapping[str, Path]) -> list[str]:
         for name in others
         if Path(models[name]).resolve() == same
     ]
+
+
+def absence_notes(recipe: Recipe, models: Mapping[str, Model]) -> list[str]:
+    """A note on what none of the inputs has, so that the output lacks it too."""
+    folders = [model.checkpoint.folder for model in models.values()]
+    tokenizers = [name for name in TOKENIZER_FILES if "template" not in name]
+    there = {
+        "generation_config.json": any((folder / "generation_config.json").is_file() for folder in folders),
+        "tokenizer": any((folder / name).is_file() for folder in folders for name in tokenizers),
+        "chat template": bool(recipe.chat_template) or any(chat_template(folder) for folder in folders),
+    }
+    absent = [what for what, found in there.items() if not found]
+    return [f"none of the inputs has a {' or a '.join(absent)}; neither has the output"] if absent else []
 
 
 def floats(outputs: Mapping[str, Output]) -> list[str]:

@@ -7,8 +7,8 @@ import json
 import shutil
 from pathlib import Path
 
-from merging.chat_template import chosen_template, write_chat_template
-from merging.digest import is_model_file
+from merging.chat_template import chat_template, chosen_template, write_chat_template
+from merging.digest import TOKENIZER_FILES, is_model_file
 from merging.errors import InputError
 from merging.inputs import Model
 from merging.placement import stacked_layers
@@ -18,6 +18,7 @@ from merging.vocabulary import has_token_rows
 from merging.vocabulary.tokenizer import is_tokenizer_file, write_tokenizer
 
 GENERATION = "generation_config.json"
+TEMPLATES = {"chat_template.jinja", "chat_template.json"}
 # the keys of a config and a generation config whose values are token ids end so
 TOKEN_IDS = ("_token_id", "_token_ids", "bad_words_ids", "suppress_tokens")
 
@@ -36,6 +37,20 @@ def copy_surroundings(plan: Plan, recipe: Recipe, folder: Path) -> None:
         write_generation_config(source, donor, folder)
     if recipe.chat_template:
         write_chat_template(chosen_template(recipe, plan.models), folder)
+
+
+def refuse_lost_files(plan: Plan, recipe: Recipe, folder: Path) -> None:
+    """Raises InputError for a generation config, tokenizer or template that the output should have and lacks."""
+    frame, donor = (plan.models[name].checkpoint.folder for name in (recipe.frame, plan.matching.source))
+    replaced = TEMPLATES if recipe.chat_template else set()
+    wanted = {name for name in TOKENIZER_FILES - replaced if (donor / name).is_file()}
+    wanted |= {GENERATION} if (frame / GENERATION).is_file() else set()
+    lost = sorted(name for name in wanted if not (folder / name).is_file())
+    problems = [f"{folder}: {name} is missing, which its models have" for name in lost]
+    if (recipe.chat_template or chat_template(donor)) and not chat_template(folder):
+        problems.append(f"{folder}: has no chat template, which its models have")
+    if problems:
+        raise InputError(problems)
 
 
 def write_config(plan: Plan, recipe: Recipe, path: Path) -> None:

@@ -11,6 +11,12 @@ from merging.recipe import Recipe
 from merging.tensor_file import save_tensors
 
 
+@pytest.fixture(autouse=True)
+def bare_models(monkeypatch):
+    """The models here are weights and a config, of which no note is wanted (see test_surroundings)."""
+    monkeypatch.setattr("merging.preflight.absence_notes", lambda recipe, models: [])
+
+
 def recipe(method="task_arithmetic", **keys):
     models = [{"model": "one"}, {"model": "two"}]
     return Recipe.parse({"merge_method": method, "base_model": "base", "models": models, **keys})
