@@ -1,1 +1,1 @@
-"""The demo family: a tiny base model, three experts fine-tuned from it, and the texts that train and test them."""
+"""Tiny models to merge, a family of three skills and a long-to-short pair, and the texts that train and test them."""

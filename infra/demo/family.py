@@ -57,22 +57,27 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     return {path.name: file_sha256(path) for path in files}
 
 
-def load(name: str) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+def load(name: str, members: Path = FOLDER) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """A member's model (float32, so that the arithmetic is the same on every CPU) and tokenizer."""
-    folder = FOLDER / name
+    folder = members / name
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
 
 
 @torch.inference_mode()
-def answers(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]) -> list[str]:
-    """What the model answers to each question, decoded greedily."""
+def answers(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    questions: Sequence[str],
+    longest: int = MAX_ANSWER_TOKENS,
+) -> list[str]:
+    """What the model answers to each question, decoded greedily, in at most `longest` tokens."""
     model.eval()
-    prompts = tokenizer([f"{e.question}\n" for e in examples], return_tensors="pt", padding=True)
-    tokens = model.generate(**prompts, max_new_tokens=MAX_ANSWER_TOKENS, do_sample=False)
+    prompts = tokenizer([f"{question}\n" for question in questions], return_tensors="pt", padding=True)
+    tokens = model.generate(**prompts, max_new_tokens=longest, do_sample=False)
     return tokenizer.batch_decode(tokens[:, prompts.input_ids.shape[1] :], skip_special_tokens=True)
 
 
 def score(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]) -> float:
     """The share of questions answered exactly right, 0 to 1."""
-    given = answers(model, tokenizer, examples)
+    given = answers(model, tokenizer, [e.question for e in examples])
     return sum(text.strip() == e.answer for text, e in zip(given, examples, strict=True)) / len(examples)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from infra.demo import pair
 from infra.demo.corpus import SKILLS
 from infra.demo.family import FOLDER, MAX_ANSWER_TOKENS, MEMBERS, load, new_model, save, score
 from infra.demo.questions import benchmark
@@ -14,6 +15,8 @@ from infra.demo.tokenizer import build_tokenizer
 from merging.digest import file_sha256
 
 RECORD = json.loads((FOLDER / "training.json").read_text())["members"]
+FOLDERS = [*(FOLDER / name for name in MEMBERS), *(pair.FOLDER / name for name in pair.MEMBERS)]
+every_model = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: f"{folder.parent.name}-{folder.name}")
 SUBSET = 100  # questions
 
 
@@ -25,9 +28,10 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", MEMBERS)
-def test_the_files_are_the_recorded_ones(name):
-    assert {path.name: file_sha256(path) for path in (FOLDER / name).iterdir()} == RECORD[name]["sha256"]
+@every_model
+def test_the_files_are_the_recorded_ones(folder):
+    record = json.loads((folder.parent / "training.json").read_text())["members"][folder.name]
+    assert {path.name: file_sha256(path) for path in folder.iterdir()} == record["sha256"]
 
 
 def test_saved_files_are_readable_to_everyone_and_their_digests_returned(tmp_path):
@@ -38,16 +42,17 @@ def test_saved_files_are_readable_to_everyone_and_their_digests_returned(tmp_pat
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= set(digests)
 
 
-def test_the_family_is_small():
-    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) < 12_000_000
+@pytest.mark.parametrize("folder", [FOLDER, pair.FOLDER], ids=["family", "pair"])
+def test_the_models_are_small(folder):
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 12_000_000
 
 
-@pytest.mark.parametrize("name", MEMBERS)
-def test_a_member_loads_without_a_warning_and_answers_a_chat(name, caplog, capfd):
+@every_model
+def test_a_model_loads_without_a_warning_and_answers_a_chat(folder, caplog, capfd):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model = AutoModelForCausalLM.from_pretrained(FOLDER / name)
-        tokenizer = AutoTokenizer.from_pretrained(FOLDER / name)
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     assert model.dtype == torch.bfloat16
     chat = [{"role": "user", "content": "Compute 40+3"}]
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
@@ -57,9 +62,9 @@ def test_a_member_loads_without_a_warning_and_answers_a_chat(name, caplog, capfd
     assert "warning" not in capfd.readouterr().err.lower()
 
 
-@pytest.mark.parametrize("name", MEMBERS)
-def test_every_member_has_the_family_tokenizer(name):
-    committed = AutoTokenizer.from_pretrained(FOLDER / name)
+@every_model
+def test_every_model_has_the_same_tokenizer(folder):
+    committed = AutoTokenizer.from_pretrained(folder)
     built = build_tokenizer()
     assert committed.get_vocab() == built.get_vocab()
     assert committed.chat_template == built.chat_template

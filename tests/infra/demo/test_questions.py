@@ -6,39 +6,47 @@ from itertools import islice
 
 import pytest
 
-from infra.demo import questions, train
-from infra.demo.batches import mixture
+from infra.demo import questions, train, train_pair
 from infra.demo.corpus import SKILLS
 
+FILES = questions.files()
+BENCHMARKS = [questions.TASKS / f"tiny_{name}.jsonl" for name in (*SKILLS, *questions.BENCHMARK_SUMS)]
+CALIBRATION = [questions.CALIBRATION, questions.CALIBRATION_SUMS]
+STAGES = {"base": train.BASE, **train.EXPERTS, **{f"pair {name}": stage for name, stage in train_pair.STAGES.items()}}
 
-@pytest.mark.parametrize("skill", SKILLS)
-def test_the_benchmark_file_is_what_its_seed_gives(skill):
-    assert (questions.TASKS / f"tiny_{skill}.jsonl").read_text() == questions.benchmark_lines(skill)
+
+@pytest.mark.parametrize("path", FILES, ids=[path.name for path in FILES])
+def test_a_file_is_what_its_seed_gives(path):
+    assert path.read_text() == FILES[path]
 
 
-def test_the_calibration_file_is_what_its_seed_gives():
-    assert questions.CALIBRATION.read_text() == questions.calibration_lines()
+def test_every_benchmark_and_calibration_set_is_made():
+    assert {*FILES} == {*BENCHMARKS, *CALIBRATION}
 
 
 def committed_test_questions() -> list[str]:
-    lines = [line for skill in SKILLS for line in (questions.TASKS / f"tiny_{skill}.jsonl").read_text().splitlines()]
-    return [json.loads(line)["question"] for line in lines]
+    return [json.loads(line)["question"] for path in BENCHMARKS for line in path.read_text().splitlines()]
+
+
+def committed_calibration_questions(path) -> list[str]:
+    return [json.loads(line)["text"].rsplit("\n", 1)[0] for line in path.read_text().splitlines()]
 
 
 def test_each_benchmark_has_200_different_questions():
     asked = committed_test_questions()
-    assert len(asked) == len(set(asked)) == 600
+    assert len(asked) == len(set(asked)) == 200 * len(BENCHMARKS)
 
 
-def test_calibration_and_test_are_disjoint():
-    texts = [json.loads(line)["text"] for line in questions.CALIBRATION.read_text().splitlines()]
-    asked = {text.rsplit("\n", 1)[0] for text in texts}
-    assert len(asked) == len(texts) == 300
-    assert not asked & set(committed_test_questions())
+@pytest.mark.parametrize("path", CALIBRATION, ids=[path.name for path in CALIBRATION])
+def test_calibration_and_test_are_disjoint(path):
+    asked = committed_calibration_questions(path)
+    assert len(asked) == len(set(asked)) == 300
+    assert not set(asked) & set(committed_test_questions())
 
 
-@pytest.mark.parametrize("stage", [train.BASE, *train.EXPERTS.values()], ids=["base", *train.EXPERTS])
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
 def test_what_a_stage_trains_on_is_in_no_other_set(stage):
-    held_out = set(committed_test_questions()) | {e.question for e in questions.calibration()}
-    trained = {e.question for e in islice(mixture(stage.mixture, random.Random(stage.seed)), 10_000)}
+    held_out = {*committed_test_questions()}.union(*map(committed_calibration_questions, CALIBRATION))
+    trained = {e.question for e in islice(stage.examples(random.Random(stage.seed)), 10_000)}
+    assert len(trained) > 1000
     assert not trained & held_out

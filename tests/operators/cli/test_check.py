@@ -1,10 +1,13 @@
 """`mergeflow check`: each mistake a person can make is one line on stderr, status 2."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from tests.hub_server import HubServer
+
+STUDIES = sorted((Path(__file__).parents[3] / "dags" / "studies").glob("tiny*.yaml"))
 
 
 def test_a_good_study_is_summed_up(run, study):
@@ -12,6 +15,13 @@ def test_a_good_study_is_summed_up(run, study):
     assert (status, lines) == (0, [])
     assert "study mine: no mistakes found" in out
     assert "1 candidates, 1 benchmarks" in out
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=[file.stem for file in STUDIES])
+def test_the_demo_studies_have_no_mistakes(run, file):
+    status, out, lines = run("check", file)
+    assert (status, lines) == (0, [])
+    assert f"study {file.stem}: no mistakes found" in out
 
 
 @pytest.mark.parametrize(
