@@ -5,6 +5,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from evaluation.front_view import axes
 from infra.local.settings import Settings
 
 
@@ -35,25 +36,32 @@ def summary(report: dict) -> str:
 
 
 def _table(report: dict) -> Table:
-    objectives = report["objectives"]
+    every = axes(report["objectives"])
+    reference = report["length_reference"]
+    caption = "front: on the Pareto front. gain: hypervolume gained over base and experts. ↓: less is better."
+    if reference:
+        caption += f" length: of the responses, against {reference}'s."
     table = Table(
         title=f"Study {report['study']}: scores ± standard error, %",
         title_justify="left",
-        caption="front: on the Pareto front. gain: hypervolume gained over base and experts. ↓: less is better.",
+        caption=caption,
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
     table.add_column("model", overflow="fold")
-    for objective in objectives:
-        arrow = " ↓" if objective["goal"] == "minimise" else ""
-        table.add_column(objective["name"] + arrow, justify="right", no_wrap=True)
+    for axis in every:
+        name = f"{axis.benchmark} tokens" if axis.is_length else axis.name
+        table.add_column(name + ("" if axis.maximise else " ↓"), justify="right", no_wrap=True)
+    if reference:
+        table.add_column("length", justify="right", no_wrap=True)
     for heading in ("front", "gain", "registry", ""):
         table.add_column(heading, justify="right" if heading == "gain" else "left")
     for row in sorted(report["rows"], key=_rank):
         table.add_row(
             escape(row["name"]),
-            *(_score(row["scores"].get(objective["name"])) for objective in objectives),
+            *(axis.text(row) for axis in every),
+            *([f"{100 * row['length_change']:+.1f} %"] if reference else []),
             "yes" if row["on_front"] else "",
             "" if row["hypervolume_gain"] is None else f"{row['hypervolume_gain']:.4f}",
             _registry(row, report),
@@ -66,15 +74,6 @@ def _table(report: dict) -> Table:
 def _rank(row: dict) -> tuple:
     """Candidates before the models they were made of; the front first, by gain."""
     return row["kind"] != "candidate", not row["on_front"], -(row["hypervolume_gain"] or 0.0), row["name"]
-
-
-def _score(score: dict | None) -> str:
-    """A share in percent; a number above 1 (a length) as it is."""
-    if score is None:
-        return ""
-    scale, digits = (100, 1) if 0 <= score["value"] <= 1 else (1, 1)
-    error = f" ± {score['stderr'] * scale:.{digits}f}" if score.get("stderr") is not None else ""
-    return f"{score['value'] * scale:.{digits}f}{error}"
 
 
 def _registry(row: dict, report: dict) -> str:

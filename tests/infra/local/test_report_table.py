@@ -16,9 +16,10 @@ def row(name, kind="candidate", math=0.5, **values):
         "kind": kind,
         "method": "ties",
         "informed": "plain",
-        "scores": {"math": {"value": math, "stderr": 0.031}, "tokens": {"value": 17.25, "stderr": None}},
+        "scores": {"math": {"value": math, "stderr": 0.031, "response_tokens": 17.25}},
         "on_front": False,
         "hypervolume_gain": None,
+        "length_change": -0.25,
         "digest": "0" * 64,
         "reused": False,
         "version": None,
@@ -33,7 +34,8 @@ def report():
     return {
         "study": "tiny",
         "run": "manual__1",
-        "objectives": [{"name": "math", "goal": "maximise"}, {"name": "tokens", "goal": "minimise"}],
+        "objectives": [{"name": "math", "goal": "maximise"}, {"name": "math.response_tokens", "goal": "minimise"}],
+        "length_reference": "math",
         "rows": [row("base", "base", on_front=True), row("linear [a] code"), best],
         "champion": {"name": best["name"], "version": 3},
         "challenger": None,
@@ -62,7 +64,16 @@ def test_the_front_comes_first_and_the_models_merged_last(report, tmp_path):
     lines = printed(report, tmp_path)
     rows = [line for line in lines if "±" in line and not line.startswith("Study")]
     assert [re.split(r"\s{2,}", row.strip())[0] for row in rows] == ["ties(d=0.5) math+code", "linear [a] code", "base"]
-    assert re.split(r"\s{2,}", rows[0].strip())[1:] == ["61.2 ± 3.1", "17.2", "yes", "0.1250", "version 3 (champion)"]
+    assert re.split(r"\s{2,}", rows[0].strip())[1:] == [
+        "61.2 ± 3.1", "17.2", "-25.0 %", "yes", "0.1250", "version 3 (champion)",
+    ]  # fmt: skip
+    assert "length: of the responses, against math's." in " ".join(" ".join(lines).split())
+
+
+def test_without_lengths_there_is_no_length_change(report, tmp_path):
+    report |= {"objectives": report["objectives"][:1], "length_reference": None}
+    lines = printed(report, tmp_path)
+    assert not [line for line in lines if " length" in line or "25.0 %" in line]
 
 
 def test_what_was_taken_over_is_counted(report, tmp_path):
