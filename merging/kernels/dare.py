@@ -71,7 +71,7 @@ def dropped_and_merged(
         if widen(base[start:end], b):
             return len(experts) + 1
         for j in range(len(experts)):
-            delta = deltas[j, : end - start]
+            delta = deltas[j][: end - start]
             if widen(experts[j][start:end], delta):
                 return j + 1
             subtract(delta, b)
@@ -81,10 +81,10 @@ def dropped_and_merged(
                 for i in range(delta.size):
                     delta[i] /= rescales[j]
         if election:
-            elect(deltas[:, : mixed.size], weights, ONE, normalize, scratch, mixed)
+            elect(deltas, weights, ONE, normalize, scratch, mixed)
         else:
             for j in range(len(experts)):
-                delta = deltas[j, : mixed.size]
+                delta = deltas[j][: mixed.size]
                 if weights[j] != ONE:
                     scale(delta, weights[j])
                 if j == 0:

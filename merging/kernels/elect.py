@@ -47,7 +47,7 @@ def trimmed_and_elected(base, experts, cuts, lasts, divisors, weights, zero_sign
         if widen(base[start:end], b):
             return len(experts) + 1
         for j in range(len(experts)):
-            delta = deltas[j, : end - start]
+            delta = deltas[j][: end - start]
             if widen(experts[j][start:end], delta):
                 return j + 1
             subtract(delta, b)
@@ -55,7 +55,7 @@ def trimmed_and_elected(base, experts, cuts, lasts, divisors, weights, zero_sign
             if divisors[j] != ONE:
                 for i in range(delta.size):
                     delta[i] /= divisors[j]
-        elect(deltas[:, : end - start], weights, zero_sign, normalize, scratch, out[start:end])
+        elect(deltas, weights, zero_sign, normalize, scratch, out[start:end])
         scaled_plus_base(out[start:end], scaling, b, out[start:end])
     return 0
 
@@ -71,19 +71,22 @@ def trim(delta, cut, equal_until):
 
 @kernel
 def elect(deltas, weights, zero_sign, normalize, scratch, mixed):
-    """`merging.methods.ties.elect` before lambda and base: the mean or sum of the weighted deltas that agree."""
-    sign, divisor = scratch[0, : mixed.size], scratch[1, : mixed.size]
+    """`merging.methods.ties.elect` before lambda and base: the mean or sum of the weighted deltas that agree.
+
+    `deltas` are tiles, of which the first `mixed.size` count. [j][:n], not [j, :n]: numba then knows it is contiguous.
+    """
+    sign, divisor = scratch[0][: mixed.size], scratch[1][: mixed.size]
     sign[:] = ZERO
     mixed[:] = ZERO
     divisor[:] = ZERO
     for j in range(len(weights)):
         if weights[j] != ONE:
-            scale(deltas[j], weights[j])
-        add(sign, deltas[j])
+            scale(deltas[j][: mixed.size], weights[j])
+        add(sign, deltas[j][: mixed.size])
     for i in range(sign.size):
         sign[i] = ONE if sign[i] > ZERO else (-ONE if sign[i] < ZERO else zero_sign)
     for j in range(len(weights)):
-        agree(deltas[j], sign, weights[j], mixed, divisor)
+        agree(deltas[j][: mixed.size], sign, weights[j], mixed, divisor)
     for i in range(mixed.size):
         mixed[i] *= sign[i]
     if normalize:

@@ -31,14 +31,14 @@ def relax_and_round(merged, base, factor, out):
         for start in range(0, columns, TILE):
             end = min(start + TILE, columns)
             here = tile[: end - start]
-            here[:] = merged[row, start:end]
+            here[:] = merged[row][start:end]
             if base.size:
                 b = origin[: end - start]
-                widen(base[row, start:end], b)
+                widen(base[row][start:end], b)
                 if factor.size:
                     relax(here, b, factor[start:end])
                 measure(here, b, squares[: end - start])
-            narrow(here, out[row, start:end])
+            narrow(here, out[row][start:end])
         if base.size and row % 16 == 15 or row == rows - 1:
             for i in range(TILE):
                 total += squares[i]

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from pathlib import Path
+
+import numba
 import numpy as np
 from numba import njit, types
 from numba.extending import overload
@@ -10,6 +15,21 @@ TILE = 1024  # float32 values; eight tiles fit a first-level cache
 EXPONENT = np.uint16(0x7F80)
 EXPONENT32 = np.uint32(0x7F800000)
 SIXTEEN = np.uint32(16)
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: one folder for all their sources as they are now.
+
+    numba itself looks only at the file a kernel stands in, and would go on with old code of what it calls elsewhere.
+    """
+    here = Path(__file__).parent
+    sources = hashlib.sha256(b"\0".join(path.read_bytes() for path in sorted(here.glob("*.py")))).hexdigest()
+    beside = here / "__pycache__"
+    home = beside if os.access(beside if beside.exists() else here, os.W_OK) else Path.home() / ".cache" / "mergeflow"
+    return home / f"kernels-{sources[:16]}"
+
+
+numba.config.CACHE_DIR = os.environ.get("NUMBA_CACHE_DIR") or str(cache_folder())
 
 
 class NotFinite(ValueError):

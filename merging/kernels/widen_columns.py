@@ -30,21 +30,21 @@ def add_products(base, experts, by_row, squares, dots):
         end = min(start + TILE, columns)
         b, w = origin[: end - start], wide[: end - start]
         for row in range(rows):
-            if widen(base[row, start:end], b):
+            if widen(base[row][start:end], b):
                 return len(experts) + 1
             if by_row:
                 squares[0, row] += inner(b, b)
             else:
-                products(b, b, squares[0, start:end])
+                products(b, b, squares[0][start:end])
             for j in range(len(experts)):
-                if widen(experts[j][row, start:end], w):
+                if widen(experts[j][row][start:end], w):
                     return j + 1
                 if by_row:
                     squares[j + 1, row] += inner(w, w)
                     dots[j, row] += inner(w, b)
                 else:
-                    products(w, w, squares[j + 1, start:end])
-                    products(w, b, dots[j, start:end])
+                    products(w, w, squares[j + 1][start:end])
+                    products(w, b, dots[j][start:end])
     return 0
 
 
@@ -88,19 +88,19 @@ def weighed(base, experts, scores, by_row, out):
     for row in range(rows):
         for start in range(0, columns, TILE):
             end = min(start + TILE, columns)
-            b, w, total = origin[: end - start], wide[: end - start], out[row, start:end]
-            if widen(base[row, start:end], b):
+            b, w, total = origin[: end - start], wide[: end - start], out[row][start:end]
+            if widen(base[row][start:end], b):
                 return len(experts) + 1
             total[:] = b
             for j in range(len(experts)):
-                if widen(experts[j][row, start:end], w):
+                if widen(experts[j][row][start:end], w):
                     return j + 1
                 subtract(w, b)
                 if by_row:
                     for i in range(w.size):
                         w[i] *= scores[j, row]
                 else:
-                    score = scores[j, start:end]
+                    score = scores[j][start:end]
                     for i in range(w.size):
                         w[i] *= score[i]
                 add(total, w)

@@ -224,3 +224,16 @@ def test_dividing_by_0_is_what_it_is_in_torch(group):
     one = torch.tensor([[1.0, -1.0, 0.0]])
     given = group("linear", None, [one.numpy(), one.numpy()], [{"weight": 1.0}, {"weight": -1.0}])
     assert torch.from_numpy(resolve_name(METHODS["linear"].kernel)(given)).isnan().all()
+
+
+def test_compiled_kernels_are_kept_apart_for_other_sources(tmp_path, monkeypatch):
+    from merging.kernels import tiles
+
+    for name in ("tiles.py", "other.py"):
+        (tmp_path / name).write_text(name)
+    monkeypatch.setattr(tiles, "__file__", str(tmp_path / "tiles.py"))
+    before = tiles.cache_folder()
+    assert tiles.cache_folder() == before
+    (tmp_path / "other.py").write_text("changed")
+    assert tiles.cache_folder() != before
+    assert before.is_relative_to(tmp_path)
