@@ -37,7 +37,7 @@ def summary(report: dict) -> str:
 
 def _table(report: dict) -> Table:
     every = axes(report["objectives"])
-    reference = report.get("length_reference")
+    reference = report["length_reference"]
     caption = "front: on the Pareto front. gain: hypervolume gained over base and experts. ↓: less is better."
     if reference:
         caption += f" length: of the responses, against {reference}'s."

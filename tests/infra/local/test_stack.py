@@ -34,6 +34,7 @@ def report():
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
     run = get_current_context()["run_id"]
     body = {"study": "good", "run": run, "objectives": [], "rows": [], "champion": None, "reused": {}}
+    body |= {"not_made": {}, "length_reference": None}
     S3Hook().get_conn().put_object(Bucket="mergeflow", Key=f"studies/good/{run}/report.json", Body=json.dumps(body))
 
 for name, bad in (("good", None), ("bad", "two [2]")):
