@@ -43,7 +43,7 @@ format: $(INSTALLED) ## bring the code into style
 	$(BIN)/ruff format .
 
 lock: $(BIN)/uv ## resolve pyproject.toml anew into requirements.lock
-	$(UV) pip compile $(UV_INDEXES) --quiet --upgrade --group dev --no-header --no-emit-index-url --no-emit-find-links \
+	$(UV) pip compile $(UV_INDEXES) --quiet --upgrade --group dev --no-header \
 		--python-version 3.11 --output-file requirements.lock pyproject.toml
 	@# A CPU build found on this machine must not be demanded of others.
 	sed -i -E 's/^(torch==[^+ ]+)\+cpu/\1/' requirements.lock
