@@ -1,120 +1,28 @@
-"""Rows matched with tokens: whose tokens the output has, which row each gets, and what cannot be matched."""
+"""Rows matched with tokens: whose tokens the output has, and which row each gets."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
 from merging.engine import merge, merge_many
-from merging.errors import InputError
 from merging.preflight import preflight
 from merging.recipe import Recipe
-from merging.tensor_file import load_tensors, save_tensors
-from merging.vocabulary.token_rows import TokenRows, mean_row, row_index
+from merging.tensor_file import save_tensors
+from merging.vocabulary.token_rows import mean_row
 from merging.vocabulary.tokenizer import write_tokenizer
-
-WORDS = ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(3, 16))]
-TABLES = ("model.embed_tokens.weight", "lm_head.weight")
-
-
-def tokenizer(added=(), words=WORDS, decoder=False, special=True, **model) -> dict[str, dict]:
-    """Tokenizer files: words, the first three special, and tokens added after them; `decoder`: listed twice."""
-
-    def entry(id, content, special):
-        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        return {"id": id, "content": content, **flags, "special": special}
-
-    entries = [entry(words.index(w), w, True) for w in WORDS[:3] if w in words]
-    entries += [entry(len(words) + i, token, special) for i, token in enumerate(added)]
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "eos_token": "</s>"}
-    if decoder:
-        config["added_tokens_decoder"] = {str(e["id"]): {k: v for k, v in e.items() if k != "id"} for e in entries}
-    vocab = {word: i for i, word in enumerate(words)}
-    return {
-        "tokenizer.json": {
-            "version": "1.0",
-            "added_tokens": entries,
-            "pre_tokenizer": {"type": "WhitespaceSplit"},
-            "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>", **model},
-        },
-        "tokenizer_config.json": config,
-    }
-
-
-@pytest.fixture
-def make(make_model):
-    """`make(name, seed, rows=16, added=(), change=None, config={}, **tokenizer)`: a model with a tokenizer."""
-
-    def make(name, seed, rows=16, added=(), change=None, config=None, **keys) -> Path:
-        def resize(tensors):
-            generator = torch.Generator().manual_seed(seed + 1000)
-            for table in TABLES:
-                tensors[table] = torch.randn(rows, 8, generator=generator) * 0.1
-            if change:
-                change(tensors)
-
-        folder = make_model(name, seed, change=resize, vocab_size=rows, **(config or {}))
-        for file, data in tokenizer(added, **keys).items():
-            (folder / file).write_text(json.dumps(data))
-        return folder
-
-    return make
-
-
-@pytest.fixture
-def family(make):
-    """A base, and two experts that added one token in common, under different ids, and one of their own each."""
-    return {
-        "base": make("base", 0),
-        "one": make("one", 1, rows=18, added=["<tool>", "<pad>"]),
-        "two": make("two", 2, rows=18, added=["<pad>", "<eot>"]),
-    }
-
-
-def recipe(method="task_arithmetic", order=("one", "two"), source="union", weights=None, **keys) -> Recipe:
-    weights = weights or {"one": 0.7, "two": 0.5}
-    models = [{"model": name, "parameters": {"weight": weights.get(name, 1.0)}} for name in order]
-    return Recipe.parse(
-        {"merge_method": method, "base_model": "base", "models": models, "tokenizer_source": source, **keys}
-    )
-
-
-def ids_of(folder: Path) -> dict[str, int]:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder).get_vocab()
-
-
-def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
-    return load_tensors(folder / "model.safetensors")[0]
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "README.md"}
-
-
-def by_token(out: Path, folders: dict, table: str, weights=(("one", 0.7), ("two", 0.5)), stored=None) -> dict:
-    """Task arithmetic token by token in fp64: {token: row}, from transformers' ids of the output and the inputs."""
-
-    def rows(name) -> dict:
-        weight = tensors_of(folders[name])[stored or table].double()
-        ids = ids_of(folders[name])
-        return {t: weight[ids[t]] if ids.get(t, len(weight)) < len(weight) else weight.mean(0) for t in ids_of(out)}
-
-    base = rows("base")
-    experts = [(rows(name), weight) for name, weight in weights]
-    return {
-        token: row + sum(weight * (expert[token] - row) for expert, weight in experts) for token, row in base.items()
-    }
-
-
-def assert_by_token(out: Path, folders: dict, tables=TABLES, **keys) -> None:
-    for table in tables:
-        found, expected = tensors_of(out)[table].double(), by_token(out, folders, table, **keys)
-        for token, id in ids_of(out).items():
-            torch.testing.assert_close(found[id], expected[token], atol=1e-6, rtol=0, msg=f"{table} {token}")
+from tests.merging.vocabulary.models import (
+    TABLES,
+    WORDS,
+    assert_by_token,
+    by_token,
+    files_of,
+    ids_of,
+    recipe,
+    tensors_of,
+    tokenizer,
+)
 
 
 def test_a_union_has_the_tokens_of_all_and_each_row_by_its_token(family, tmp_path):
@@ -394,161 +302,6 @@ def test_a_plan_tells_shapes_bytes_and_where_tokens_come_from(family):
     assert "base: has no row for '<eot>', '<pad>', '<tool>': the mean of its rows is taken" in union.notes
 
 
-# What is refused
-
-
-def problems(models, **keys) -> list[str]:
-    with pytest.raises(InputError) as caught:
-        preflight(recipe(**keys), models)
-    assert all("\n" not in problem for problem in caught.value.problems)
-    return caught.value.problems
-
-
-@pytest.mark.parametrize(
-    ("keys", "expected"),
-    [
-        ({"tokenizer_source": "onne"}, "tokenizer_source: 'onne' is no model of this recipe; did you mean one?"),
-        ({"tokenizer": {"source": "three"}}, "tokenizer.source: 'three' is no model of this recipe"),
-        ({"tokenizer_source": "base", "tokenizer": {}}, "tokenizer_source, tokenizer: both are there; keep one"),
-        ({"tokenizer": {"tokens": {"<a>": {"source": "one"}}}}, "tokenizer.tokens: rows cannot be chosen by token"),
-        ({"tokenizer": {"sauce": "one"}}, "unknown key; did you mean source?"),
-        ({"tokenizer": {"pad_to_multiple_of": 0}}, "tokenizer.pad_to_multiple_of"),
-        ({"tokenizer": "union"}, "tokenizer"),
-    ],
-)
-def test_a_recipe_that_asks_for_what_there_is_not(keys, expected):
-    data = recipe(source=None).model_dump(exclude_none=True)
-    with pytest.raises(InputError) as caught:
-        Recipe.parse(data | keys)
-    assert expected in "\n".join(caught.value.problems)
-
-
-@pytest.mark.parametrize("source", ["union", "one"])
-def test_models_without_a_tokenizer_file_are_all_named(family, source):
-    (family["base"] / "tokenizer.json").unlink()
-    (family["two"] / "tokenizer.json").write_text("{")
-    (family["two"] / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    found = problems(family, source=source)
-    assert len(found) == 3
-    assert "base: there is no tokenizer.json" in found[0]
-    assert "two/tokenizer.json: not a tokenizer" in found[1]
-    assert all(problem.endswith("or use tokenizer_source: base") for problem in found[:2])
-    assert "two: architecture None" in found[2]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "[]",
-        '{"model": {}}',
-        '{"model": {"vocab": {"a": -1}}}',
-        '{"model": {"vocab": {"a": 4294967296}}}',
-        '{"model": {"vocab": {"a": true}}}',
-        '{"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 1}]}',
-        '{"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 1, "content": ["x"]}]}',
-        '{"model": {"vocab": {"a": 0}, "merges": [3]}}',
-    ],
-)
-def test_a_file_that_is_no_tokenizer(family, text):
-    (family["one"] / "tokenizer.json").write_text(text)
-    (problem,) = problems(family)
-    assert "one/tokenizer.json: not a tokenizer" in problem
-
-
-def bpe(merges) -> dict:
-    letters = ["a", "b", "c"]
-    return {"vocab": {t: i for i, t in enumerate(letters + ["".join(m) for m in merges])}, "merges": merges}
-
-
-@pytest.mark.parametrize(
-    ("mine", "theirs", "expected"),
-    [
-        ({}, {"words": [*WORDS, "extra"]}, "base has no token 'extra' (id 16 in one)"),
-        ({"words": [*WORDS, "extra", "more"]}, {}, "one has no token 'extra' (id 16 in base)"),
-        ({}, {"type": "WordPiece"}, "one has a tokenizer of type WordPiece, base of WordLevel"),
-        (
-            {"type": "BPE", **bpe([["a", "b"], ["b", "c"]])},
-            {"type": "BPE", **bpe([["b", "c"], ["a", "b"]])},
-            "merge 0 of one is ('b', 'c'), but ('a', 'b') in base",
-        ),
-        (
-            {"type": "BPE", **bpe([["a", "b"]])},
-            {"type": "BPE", **bpe([["a", "b"], ["ab", "c"]])},
-            "base has no token 'abc' (id 4 in one)",
-        ),
-    ],
-)
-def test_tokenizers_that_cut_text_differently_have_no_union(family, mine, theirs, expected):
-    for name, keys in (("base", mine), ("one", theirs)):
-        (family[name] / "tokenizer.json").write_text(json.dumps(tokenizer(**keys)["tokenizer.json"]))
-    del family["two"]
-    (problem,) = problems(family, order=("one",))
-    assert expected in problem
-    assert "use tokenizer_source: base" in problem
-
-
-@pytest.mark.usefixtures("without_postflight")
-def test_merges_written_in_two_ways_and_ids_that_differ_are_no_difference(make, tmp_path):
-    pairs = bpe([["a", "b"], ["ab", "c"]])
-    texts = {"vocab": {t: (i + 1) % 5 for t, i in pairs["vocab"].items()}, "merges": ["a b", "ab c"]}
-    folders = {
-        "base": make("base", 0, rows=5, type="BPE", **pairs, words=[]),
-        "one": make("one", 1, rows=5, type="BPE", **texts, words=[]),
-    }
-    for folder in folders.values():
-        data = json.loads((folder / "tokenizer.json").read_text())
-        data["model"]["unk_token"] = None
-        (folder / "tokenizer.json").write_text(json.dumps(data))
-        (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-    merge(recipe(order=("one",)), tmp_path / "out", models=folders)
-    assert ids_of(tmp_path / "out") == pairs["vocab"]
-    assert_by_token(tmp_path / "out", folders, weights=(("one", 0.7),))
-
-
-def test_an_id_far_beyond_the_table_is_refused(family):
-    data = tokenizer(["<far>"])["tokenizer.json"]
-    data["added_tokens"][-1]["id"] = 10**9
-    (family["base"] / "tokenizer.json").write_text(json.dumps(data))
-    (problem,) = problems(family)
-    assert "far beyond the 16 rows" in problem
-
-
-def test_ids_that_transformers_does_not_give_are_refused(family):
-    data = tokenizer(["<late>"])["tokenizer.json"]
-    data["added_tokens"][-1]["id"] = 20
-    (family["base"] / "tokenizer.json").write_text(json.dumps(data))
-    (problem,) = problems(family)
-    assert "token '<late>' has the id 20, but transformers gives it 16" in problem
-
-
-def test_a_tokenizer_that_does_not_load_is_refused_before_the_merge(family):
-    data = tokenizer()["tokenizer.json"] | {"pre_tokenizer": {"type": "Nonsense"}}
-    (family["base"] / "tokenizer.json").write_text(json.dumps(data))
-    (problem,) = problems(family)
-    assert "its tokenizer does not load in transformers" in problem
-
-
-def test_a_table_without_rows_is_refused(family, make):
-    def empty(tensors):
-        tensors["lm_head.weight"] = torch.zeros(0, 8)
-
-    family["one"] = make("empty", 1, change=empty)
-    (problem,) = problems(family)
-    assert "empty: no embedding whose rows are tokens, or an empty one" in problem
-
-
-def test_a_missing_model_is_told_beside_what_is_wrong_with_tokenizers(family):
-    (family["two"] / "tokenizer.json").unlink()
-    del family["one"]
-    found = problems(family)
-    assert found[0] == "one: no folder was given for this model"
-    assert "two: there is no tokenizer.json" in found[1]
-    assert len(found) == 2
-
-
-# Digests
-
-
 def test_digests_tell_tokenizers_apart_by_content():
     models = {"base": "d0", "one": "d1", "two": "d2", "hub/one": "d1"}
     sources = [recipe(source=source).digest(models, None) for source in ("base", "union", "one", "two")]
@@ -560,39 +313,3 @@ def test_digests_tell_tokenizers_apart_by_content():
     assert longer.digest(models, None) == sources[1]
     assert Recipe.parse(yaml.safe_load(longer.to_yaml())) == longer
     assert recipe(source=None).digest(models, None) == sources[0]
-
-
-# Gathering
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", [(1, 3), (7, 5), (4099, 513), (3001,)])
-def test_the_mean_row_is_exact_whatever_the_threads(shape, dtype):
-    table = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
-    kept = table.clone()
-    before = torch.get_num_threads()
-    found = []
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            found.append(mean_row(table))
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(*found)
-    assert torch.equal(table, kept)
-    expected = torch.from_numpy(table.double().numpy().mean(0, keepdims=True))[0]
-    torch.testing.assert_close(found[0], expected.to(dtype), atol=1e-12 if dtype == torch.float64 else 0, rtol=1e-12)
-
-
-def test_rows_are_gathered_by_any_blocks_and_copied_only_where_they_moved():
-    table = torch.arange(10.0).reshape(5, 2)
-    own = {"a": 0, "b": 1, "c": 3, "gone": 2, "above": 7}
-    index = row_index({"a": 0, "b": 1, "new": 2, "c": 5, "above": 6}, 8, own, len(table))
-    assert index.tolist() == [0, 1, -1, -1, 4, 3, 7, -1]
-    rows, mean = TokenRows(index), [4.0, 5.0]
-    expected = torch.tensor([[0.0, 1.0], [2.0, 3.0], mean, mean, [8.0, 9.0], [6.0, 7.0], mean, mean])
-    for first in range(8):
-        for end in range(first, 9):
-            assert torch.equal(rows.take("t", table, first, end), expected[first:end])
-    assert rows.take("t", table, 0, 2).data_ptr() == table.data_ptr()
-    assert rows.take("t", table, 0, 8).is_contiguous()
